@@ -1,0 +1,42 @@
+"""
+`python -m benchmarks [PART …] [--json FILE] [--quick]`: every benchmark, beside its reference, in one table.
+
+Parts: imports, process, docker, logs. Without any, those that can run here. A missed goal is said, and exits with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks import docker_jobs, docker_logs, imports, process_jobs
+from benchmarks._report import Row, show, write
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help="imports, process, docker, logs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: figures for a glance only")
+    given = parser.parse_args()
+    parts = {
+        "imports": lambda: imports.run(),
+        "process": lambda: process_jobs.run(rounds=2 if given.quick else 5),
+        "docker": lambda: docker_jobs.run(**({"jobs": 5, "at_once": 10, "rounds": 1} if given.quick else {})),
+        "logs": lambda: docker_logs.run(lines=30_000 if given.quick else 1_000_000),
+    }
+    if unknown := set(given.parts) - set(parts):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
+    rows: list[Row] = []
+    for part in given.parts or parts:
+        print(f"… {part}", file=sys.stderr, flush=True)
+        rows += parts[part]()
+    show(rows)
+    if given.json is not None:
+        write(rows, given.json)
+    return int(any(row.verdict.startswith("MISSED") for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""
+The boundary: what a place where jobs run has to answer, and nothing else.
+
+A backend holds no policy. It does not retry jobs, knows no deadline and decides on no outcome: it launches, looks,
+stops, reads and finds. `fargate_runner.testing.contract` holds the behaviours that every backend must show.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, ClassVar, Self
+
+import attrs
+from anyio import AsyncContextManagerMixin
+
+from fargate_runner._errors import RunnerClosed
+from fargate_runner._job import Job, Secret, SecretRef
+from fargate_runner._lifecycle import LogLine, Snapshot
+
+__all__ = ["Backend", "Identity", "Launch", "TaskRef", "launch_token"]
+
+
+@attrs.frozen(kw_only=True)
+class Identity:
+    """Which launch of which job this is."""
+
+    namespace: str
+    key: str
+    attempt: int
+    """Counted from 1: a new one after each outcome."""
+    placement: int = 1
+    """Counted from 1: a new one each time the platform refused to place the same attempt."""
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What every job finds in its environment, so that it can fence its results and knows a repetition."""
+        return {
+            "FARGATE_RUNNER_NAMESPACE": self.namespace,
+            "FARGATE_RUNNER_KEY": self.key,
+            "FARGATE_RUNNER_ATTEMPT": str(self.attempt),
+        }
+
+
+def launch_token(scope: str, identity: Identity) -> str:
+    """
+    Return what makes one launch idempotent: 52 characters of ``[a-z2-7]``, the same for the same arguments.
+
+    *scope* is the place whose memory of tokens counts: an ECS cluster, a Docker engine. ECS takes 64 characters and
+    remembers a token per account, region and cluster (Amazon ECS Developer Guide, "Ensuring idempotency").
+    """
+    parts = ("fr1", scope, identity.namespace, identity.key, str(identity.attempt), str(identity.placement))
+    digest = hashlib.sha256("\0".join(parts).encode()).digest()
+    return base64.b32encode(digest).decode().rstrip("=").lower()
+
+
+@attrs.frozen(kw_only=True)
+class Launch:
+    """
+    A launch with everything pinned that may move, so that the same one can be sent again.
+
+    ``request`` is the backend's own, JSON-able and free of secret values; those travel beside it and are never stored.
+    """
+
+    token: str
+    identity: Identity
+    job_name: str
+    description: Mapping[str, Any]
+    """`Job.describe` of what is launched: tells one job from another of the same key."""
+    request: Mapping[str, Any]
+    secrets: Mapping[str, Secret | SecretRef] = attrs.field(factory=dict, repr=False, eq=False)
+
+    def to_json(self) -> str:
+        """Return the launch as text, the same for equal launches; secret values are left out."""
+        parts = {
+            "token": self.token,
+            "identity": attrs.asdict(self.identity),
+            "job_name": self.job_name,
+            "description": self.description,
+            "request": self.request,
+        }
+        return json.dumps(parts, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str, *, secrets: Mapping[str, Secret | SecretRef] | None = None) -> Self:
+        """Return the launch that `to_json` wrote, with the secret values that it left out."""
+        parts = json.loads(text)
+        return cls(**parts | {"identity": Identity(**parts["identity"])}, secrets=secrets or {})
+
+
+@attrs.frozen(kw_only=True)
+class TaskRef:
+    """A backend's address of one attempt. JSON-able with ``attrs.asdict``, valid in other processes."""
+
+    backend: str
+    address: str
+    key: str
+    attempt: int
+    token: str
+    description: Mapping[str, Any] | None = attrs.field(default=None, repr=False, eq=False)
+    """`Job.describe` of what runs there, where the platform keeps it."""
+    created_at: datetime | None = attrs.field(default=None, eq=False)
+
+
+class Backend(AsyncContextManagerMixin, ABC):
+    """
+    A place where jobs run. Used as ``async with backend``; belongs to the event loop it was entered on.
+
+    Every method may be called concurrently for any number of attempts. Apart from `submit`, each may be cancelled at
+    any point and called again. None raises for a job that failed: that is a snapshot.
+    """
+
+    name: ClassVar[str]
+    """The backend's name in telemetry and in `TaskRef.backend`."""
+
+    default_concurrency: int = 100
+    """How many jobs `Runner.map` keeps under way where nobody says; bounded by what the place can take."""
+
+    _open: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is inside its ``async with`` block."""
+        return self._open
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+        if self._open:
+            raise RunnerClosed(f"the {self.name} backend is open already; enter it once and share it between runners")
+        failure: BaseException | None = None
+        async with self._running():
+            self._open = True
+            try:
+                yield self
+            except BaseException as exc:  # re-raised below, where no task group can wrap it in an ExceptionGroup
+                failure = exc
+            finally:
+                self._open = False
+        if failure is not None:
+            raise failure
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncGenerator[None]:
+        """What lives as long as the backend is open: clients, watchers. For subclasses."""
+        yield
+
+    @abstractmethod
+    async def prepare(self, job: Job, identity: Identity) -> Launch:
+        """
+        Resolve and pin everything that may move, and check what only the platform knows. Starts nothing.
+
+        :raises InvalidJob: this platform can never run the job; names the field and the fix
+        :raises BackendError: the platform could not be asked
+        """
+
+    @abstractmethod
+    async def submit(self, launch: Launch) -> TaskRef:
+        """
+        Start the launch, once: sent again with the same token, it returns what the token already started.
+
+        Returns as soon as the platform has taken it; what goes wrong afterwards (no image, no capacity) is told by
+        `observe`. The caller does not cancel this: it shields it, and a cancelled one may or may not have had effect.
+
+        :raises LaunchRejected: refused, and nothing was started
+        :raises KeyConflict: the token already started something else
+        :raises BackendError: the platform could not be asked; whether it was started is for `find` to tell
+        """
+
+    @abstractmethod
+    async def observe(self, ref: TaskRef, *, after: Snapshot | None = None) -> Snapshot:
+        """
+        Return as soon as more is known of *ref* than *after*; at once if *after* is None.
+
+        Level-triggered: phases between may be skipped, the end never is. An ended attempt stays so, and observing it
+        returns at once. What the platform no longer knows is ``Cause.VANISHED``, not an error. Safe to cancel and to
+        call again.
+
+        :raises BackendError: the platform could not be asked; nothing is known about the job
+        """
+
+    @abstractmethod
+    async def stop(self, ref: TaskRef, *, reason: str) -> None:
+        """
+        Ask for the end: SIGTERM, the job's ``stop_timeout``, SIGKILL. Returns without waiting for it.
+
+        No error if it is over, unknown, or asked for before.
+
+        :raises BackendError: the platform could not be asked
+        """
+
+    @abstractmethod
+    def logs(self, ref: TaskRef, *, follow: bool, tail: int | None = None) -> AsyncIterator[LogLine]:
+        """
+        Yield what the containers of *ref* wrote, whole lines, from the beginning or the last *tail* lines.
+
+        Each stream of each container is in its own order, nothing lost and nothing twice. With *follow*, goes on until
+        the attempt has ended and its last line is out; without, stops at what is there now. Pull-based: a slow
+        reader costs no memory.
+
+        :raises LogsUnavailable: they are gone, or the platform does not give them out
+        :raises BackendError: the platform could not be asked
+        """
+
+    @abstractmethod
+    async def find(self, namespace: str, key: str) -> list[TaskRef]:
+        """
+        Return the attempts of a job that the platform knows of, live or ended, the oldest first.
+
+        Asks the platform, not the memory of this process: it is how a job is found again after a crash.
+
+        :raises BackendError: the platform could not be asked
+        """
+
+    async def forget(self, ref: TaskRef) -> None:  # noqa: B027 (many platforms forget by themselves)
+        """
+        Free what an *ended* attempt still holds (its container, its log files). Its logs are gone afterwards.
+
+        Does nothing for one that is unknown or still runs.
+
+        :raises BackendError: the platform could not be asked
+        """

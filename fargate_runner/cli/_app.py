@@ -1,0 +1,642 @@
+"""The commands: `run`, `attach` and `stop`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from datetime import timedelta
+from functools import partial
+from typing import Any, Final, Literal, cast
+
+import anyio
+import click
+from anyio import CancelScope
+from anyio.abc import TaskGroup, TaskStatus
+
+from fargate_runner._backend import Backend
+from fargate_runner._errors import FargateRunnerError, InvalidJob
+from fargate_runner._job import Job, Secret
+from fargate_runner._lifecycle import JobResult, Kind, Phase
+from fargate_runner._retry import Retry
+from fargate_runner._runner import JobHandle, Runner
+from fargate_runner.cli._screen import Screen
+from fargate_runner.cli._terminal import clean
+from fargate_runner.telemetry import (
+    AttemptEnded,
+    Event,
+    JobAccepted,
+    LogsIncomplete,
+    PhaseReached,
+    PlatformUnanswered,
+    RetryScheduled,
+)
+
+__all__ = ["BACKENDS", "app", "exit_code", "main"]
+
+MISUSED: Final = 2
+OUTPUT_FAILED: Final = 74  # sysexits.h: EX_IOERR
+TAKEN_AWAY: Final = 75  # sysexits.h: EX_TEMPFAIL
+NO_PROOF: Final = 76
+TIMED_OUT: Final = 124  # timeout(1)
+NOT_STARTED: Final = 125  # docker run
+_BY_SIGNAL: Final = 128
+
+_EXIT_CODES: Final = """
+\b
+Exit codes:
+  N     the job's own exit code
+  1     it failed although its own exit code was 0 or is not known
+  2     the command line or the job cannot be right; nothing was started
+  74    the output could not be written
+  75    the platform took the job away (safe to run again)
+  76    lost, or ended in an unknown way: it may have done its work
+  124   it ran into --timeout
+  125   it never started, or the platform could not be asked
+  126   it never started: the command cannot be executed
+  127   it never started: the command was not found
+  130   stopped or left by Ctrl-C, or stopped elsewhere
+        (143 by SIGTERM, 129 by SIGHUP)
+  137   it ran out of memory, or was killed
+  141   the reader of the output went away
+
+It is 0 only if the job provably succeeded.
+"""
+
+_OUTPUT: Final = """
+The job's stdout goes to stdout, its stderr and our own talk (marked "fargate-runner:") to stderr. On a terminal,
+control sequences in the output are left out, except colours; pipes and files get the output as it is.
+"""
+
+_DETACHING: Final = """
+Ctrl-C (or SIGTERM) stops the job and waits for its end. A second one detaches at once: the job is left to end by
+itself, and "fargate-runner attach" meets it again.
+"""
+
+
+def _process_backend() -> Backend:
+    from fargate_runner.backends.process import ProcessBackend
+
+    return ProcessBackend()
+
+
+def _docker_backend() -> Backend:
+    from fargate_runner.backends.docker import DockerBackend
+
+    return DockerBackend()
+
+
+BACKENDS: Final[Mapping[str, Callable[[], Backend]]] = {"process": _process_backend, "docker": _docker_backend}
+
+
+# ---- what people write ---------------------------------------------------------------------------------------------
+
+
+_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> timedelta | None:
+    if text is None:
+        return None
+    whole = f"{text}s" if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) else text
+    parts = _PART.findall(whole)
+    if not parts or "".join(number + unit for number, unit in parts) != whole:
+        raise click.BadParameter(f"{text!r} is not a duration; write it like 90, 90s, 15m or 1h30m")
+    try:
+        return timedelta(seconds=sum(float(number) * _SECONDS[unit] for number, unit in parts))
+    except OverflowError:
+        raise click.BadParameter(f"{text[:40]!r} is too long; leave it out for no limit") from None
+
+
+_GIB: Final = {"": 1.0, "g": 1.0, "m": 1 / 1024}
+
+
+def _memory(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:([gm])(?:i?b)?)?", text, re.IGNORECASE)
+    if found is None:
+        raise click.BadParameter(f"{text!r} is not a size of memory; write it like 2, 0.5, 2g or 512m")
+    return float(found[1]) * _GIB[(found[2] or "").lower()]
+
+
+def _env(values: Sequence[str]) -> dict[str, str]:
+    env = dict[str, str]()
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not equals:
+            if name not in os.environ:
+                raise click.UsageError(f"--env {name}: no such variable is set here; export it, or write {name}=VALUE")
+            text = os.environ[name]
+        env[name] = text
+    return env
+
+
+def _secrets(names: Sequence[str]) -> dict[str, Secret]:
+    secrets = dict[str, Secret]()
+    for number, name in enumerate(names, 1):
+        # Not shown, here and below: it may be the secret itself, given by mistake.
+        if "=" in name:
+            raise click.UsageError(
+                f"--secret (number {number}): give only the NAME; its value is taken from the environment, "
+                "because everyone on this machine can read a command line"
+            )
+        if name not in os.environ:
+            raise click.UsageError(
+                f"--secret (number {number}): no variable of that name is set here; export it first. "
+                "The name is not shown, in case it is the value"
+            )
+        secrets[name] = Secret(os.environ[name])
+    return secrets
+
+
+# Names of Job's fields, and of its backends, in the words of the command line.
+_OPTIONS: Final = {
+    "architecture": "--architecture",
+    "command": "COMMAND",
+    "entry_point": "--entrypoint",
+    "env": "--env",
+    "ephemeral_storage_gib": "--ephemeral-storage",
+    "image": "IMAGE",
+    "key": "--key",
+    "memory_gib": "--memory",
+    "name": "--name",
+    "retry.failures": "--retry",
+    "secrets": "--secret",
+    "start_timeout": "--start-timeout",
+    "stop_timeout": "--stop-timeout",
+    "timeout": "--timeout",
+    "vcpu": "--vcpu",
+    "working_directory": "--workdir",
+}
+_IN_PYTHON: Final = re.compile(
+    r"\b(?P<field>vcpu|memory_gib|ephemeral_storage_gib|start_timeout|stop_timeout|working_directory)\b(?P<set>=?)"
+    r"|\b(?P<backend>Process|Docker)Backend\b(?:\(\))?"
+)
+
+
+def _in_options(text: str) -> str:
+    """Say in options what a message of the library says in Python."""
+
+    def option(match: re.Match[str]) -> str:
+        if match["backend"] is not None:
+            return f"--backend {match['backend'].lower()}"
+        return _OPTIONS[match["field"]] + (" " if match["set"] else "")
+
+    return _IN_PYTHON.sub(option, text)
+
+
+def _refusal(exc: InvalidJob) -> str:
+    """What is wrong with a job, named by the option that said so."""
+    field, _, part = exc.field.partition("[")
+    option = _OPTIONS.get(field, field)
+    if part:
+        option = f"{option} {part.strip(chr(39) + ']')}"
+    elif isinstance(exc.value, timedelta):
+        option = f"{option} {exc.value.total_seconds():g}s"
+    elif isinstance(exc.value, (str, int, float)) and field != "secrets":
+        option = f"{option} {str(exc.value)[:120]!r}" if isinstance(exc.value, str) else f"{option} {exc.value:g}"
+    return clean(f"{option}: {_in_options(exc.problem)}; {_in_options(exc.fix)}")
+
+
+# ---- what people are told ------------------------------------------------------------------------------------------
+
+
+def exit_code(result: JobResult, stopped_by: int = 0) -> int:
+    """Return the exit code that tells how a job ended; *stopped_by* is the signal with which we were asked to stop."""
+    outcome = result.outcome
+    code = outcome.exit_code
+    match outcome.kind:
+        case Kind.SUCCEEDED:
+            return 0
+        case Kind.FAILED:
+            return code if code is not None and 0 < code < 256 else 1
+        case Kind.OUT_OF_MEMORY:
+            return code or _BY_SIGNAL + signal.SIGKILL
+        case Kind.TIMED_OUT:
+            return TIMED_OUT
+        case Kind.NEVER_STARTED:
+            return code if code in {126, 127} else NOT_STARTED
+        case Kind.CANCELLED:
+            return _BY_SIGNAL + (stopped_by or signal.SIGINT)
+        case Kind.INTERRUPTED:
+            return TAKEN_AWAY
+        case Kind.LOST | Kind.UNKNOWN:
+            return NO_PROOF
+
+
+_SAID: Final = {
+    Kind.SUCCEEDED: "succeeded",
+    Kind.FAILED: "failed",
+    Kind.OUT_OF_MEMORY: "ran out of memory",
+    Kind.TIMED_OUT: "timed out",
+    Kind.CANCELLED: "was stopped",
+    Kind.INTERRUPTED: "was taken away by the platform",
+    Kind.NEVER_STARTED: "never started",
+    Kind.LOST: "was lost",
+    Kind.UNKNOWN: "ended in an unknown way",
+}
+
+# What the library advises in Python is said here in options; what a backend knows better is said as it is.
+_TRY: Final = {
+    Kind.FAILED: "read its output; --retry N repeats a job that fails now and then",
+    Kind.OUT_OF_MEMORY: "give it more --memory",
+    Kind.TIMED_OUT: "give it a longer --timeout, or a larger size",
+    Kind.INTERRUPTED: "run it again",
+}
+
+
+def _ending(result: JobResult) -> str:
+    outcome = result.outcome
+    run_time = result.attempts[-1].run_time
+    told = _SAID[outcome.kind]
+    if not outcome.succeeded:
+        told += f": {outcome.detail}"
+    if run_time is not None:
+        told += f" (it ran for {run_time.total_seconds():.1f} s)"
+    return told
+
+
+def _advice(result: JobResult) -> str:
+    outcome = result.outcome
+    if "Retry(" in outcome.advice or not outcome.advice or outcome.kind is Kind.TIMED_OUT:
+        return _TRY.get(outcome.kind, "")
+    return _in_options(outcome.advice)
+
+
+class _Session:
+    """One job that somebody follows here: its lines, the signals that we get, its end."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        namespace: str,
+        screen: Screen,
+        *,
+        verb: Literal["run", "attach", "stop"],
+        again: Callable[[str], str],
+    ) -> None:
+        self._screen = screen
+        self._runner = Runner(backend, namespace=namespace, observers=[self._hear])
+        self._verb = verb
+        self._again = again
+        self._tasks: TaskGroup
+        self._scope = CancelScope()
+        self._key: str | None = None
+        self._handle: JobHandle | None = None
+        self._lines = CancelScope()
+        self._over = False
+        self._stopped_by = 0
+        self._last_end = ""
+        self._code: int | None = None
+        """Decided already, whatever becomes of the job."""
+
+    async def follow(self, begin: Callable[[Runner], Awaitable[JobHandle]]) -> int:
+        """See the job that *begin* gives to its end, and return our exit code."""
+        code = NOT_STARTED
+        async with anyio.create_task_group() as self._tasks:
+            await self._tasks.start(self._screen.pump, self._output_failed)
+            await self._tasks.start(self._heed_signals)
+            with self._scope:
+                try:
+                    result = await self._attend(begin)
+                    code = self._tell_end(result)
+                except InvalidJob as exc:
+                    code = self._fail(_refusal(exc), MISUSED)
+                except (FargateRunnerError, OSError) as exc:
+                    code = self._fail(str(exc) or type(exc).__name__, NOT_STARTED)
+                self._over = True
+                await self._screen.drained()
+            if self._scope.cancelled_caught:
+                # In a hurry: the last words go out if the terminal takes them.
+                with anyio.move_on_after(0.1):
+                    await self._screen.drained()
+            self._tasks.cancel_scope.cancel()
+        return self._code if self._code is not None else code
+
+    async def _attend(self, begin: Callable[[Runner], Awaitable[JobHandle]]) -> JobResult:
+        failure: Exception | None = None
+        result: JobResult | None = None
+        async with self._runner as runner:
+            self._handle = handle = await begin(runner)
+            self._key = handle.key
+            if self._verb == "stop" or self._stopped_by:
+                self._tasks.start_soon(self._stop, handle)
+            async with anyio.create_task_group() as readers:
+                if self._verb != "stop":
+                    readers.start_soon(self._show_lines, handle)
+                try:
+                    result = await handle.wait()
+                except (FargateRunnerError, OSError) as exc:  # raised below, where no group wraps it
+                    failure = exc
+                    readers.cancel_scope.cancel()
+                # Leaving the group waits for the last line.
+        if failure is not None:
+            raise failure
+        return cast("JobResult", result)
+
+    async def _show_lines(self, handle: JobHandle) -> None:
+        screen = self._screen
+        try:
+            with self._lines:
+                async with aclosing(handle.logs()) as lines:
+                    async for line in lines:
+                        screen.put(line.text, line.stream)
+                        if screen.is_full:
+                            await screen.room()
+        except FargateRunnerError as exc:
+            screen.say(f"the rest of its output cannot be shown: {exc}", style="red", always=True)
+
+    async def _stop(self, handle: JobHandle) -> None:
+        reason = signal.Signals(self._stopped_by).name if self._stopped_by else "fargate-runner stop"
+        # Whatever goes wrong is told to whoever waits for the result.
+        with suppress(FargateRunnerError, OSError):
+            await handle.stop(f"stopped by {reason}")
+
+    # ---- signals and streams -----------------------------------------------------------------------------------------
+
+    async def _heed_signals(self, *, task_status: TaskStatus[None]) -> None:
+        wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # nohup and shells ignore some for their background jobs, and that is to stay so.
+        heeded = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
+        with anyio.open_signal_receiver(*heeded) as signals:
+            task_status.started()
+            async for number in signals:
+                if self._code is not None and self._scope.cancel_called:
+                    os._exit(self._code)  # asked for the third time: even an orderly leave takes too long
+                elif self._verb == "run" and not self._stopped_by and not self._over:
+                    self._ask_stop(number)
+                else:
+                    self._leave(_BY_SIGNAL + number)
+
+    def _ask_stop(self, number: int) -> None:
+        self._stopped_by = number
+        self._screen.say("stopping the job; press Ctrl-C again to detach from it", style="yellow", always=True)
+        if self._handle is not None:
+            self._tasks.start_soon(self._stop, self._handle)
+
+    def _leave(self, code: int) -> None:
+        """Detach at once. Lines that wait to be written are dropped: they can be read again."""
+        self._code = code
+        if not self._over:
+            self._screen.drop()
+            for live in tuple(self._runner._lives):
+                live.let_go()
+            self._screen.say(self._farewell(), style="yellow", always=True)
+        self._scope.cancel()
+
+    def _farewell(self) -> str:
+        if self._key is None:
+            return "left before the job was accepted"
+        state = "it was asked to stop" if self._stopped_by or self._verb == "stop" else "the job goes on"
+        return f"detached, {state}; to meet it again: {self._again(self._key)}"
+
+    def _output_failed(self, exc: OSError) -> None:
+        self._lines.cancel()
+        if isinstance(exc, BrokenPipeError):
+            self._code = _BY_SIGNAL + signal.SIGPIPE
+        else:
+            self._code = self._fail(f"the output cannot be written: {exc.strerror}", OUTPUT_FAILED)
+        if self._verb == "run" and self._handle is not None:
+            if not self._over:
+                self._screen.say("nobody reads the output: stopping the job")
+            self._stopped_by = self._stopped_by or signal.SIGPIPE
+            self._tasks.start_soon(self._stop, self._handle)
+        else:
+            self._scope.cancel()
+
+    # ---- talk --------------------------------------------------------------------------------------------------------
+
+    def _hear(self, event: Event) -> None:
+        say = self._screen.say
+        match event:
+            case JobAccepted():
+                self._key = event.key
+                if self._verb == "run":
+                    met = "met again, it was started before" if event.adopted else "accepted"
+                    say(f"job {event.job!r} {met}; key {event.key}")
+            case PhaseReached(phase=Phase.STARTING | Phase.RUNNING):
+                say(event.phase.name.lower())
+            case AttemptEnded(outcome=outcome):
+                self._last_end = f"attempt {event.attempt} {_SAID[outcome.kind]}: {outcome.detail}"
+            case RetryScheduled():
+                say(f"{self._last_end}; the next begins in {event.wait:.0f} s ({event.why})", style="yellow")
+            case PlatformUnanswered():
+                say(f"the platform did not answer ({event.operation}): {event.error}; asking again", style="yellow")
+            case LogsIncomplete():
+                say(f"the record of the last lines is not complete: {event.reason}", style="yellow")
+            case _:
+                pass
+
+    def _tell_end(self, result: JobResult) -> int:
+        outcome = result.outcome
+        if self._verb == "stop":
+            self._screen.say(f"the job is over: it {_ending(result)}")
+            return NO_PROOF if outcome.kind in {Kind.LOST, Kind.UNKNOWN} else 0
+        code = exit_code(result, self._stopped_by)
+        # A job's own exit code speaks for itself; where ours stands for something else, --quiet does not hide it.
+        always = not outcome.succeeded and code != outcome.exit_code
+        self._screen.say(_ending(result), style="green" if outcome.succeeded else "red", always=always)
+        if not outcome.succeeded and (advice := _advice(result)):
+            self._screen.say(f"try: {advice}", style="yellow", always=always)
+        return code
+
+    def _fail(self, message: str, code: int) -> int:
+        self._screen.say(message, style="red", always=True)
+        return code
+
+
+def _follow(
+    backends: Mapping[str, Callable[[], Backend]],
+    begin: Callable[[Runner], Awaitable[JobHandle]],
+    *,
+    verb: Literal["run", "attach", "stop"],
+    backend: str,
+    namespace: str,
+    quiet: bool,
+    no_color: bool,
+) -> int:
+    def again(key: str) -> str:
+        words = ["fargate-runner", "attach", "--backend", backend]
+        words += ["--namespace", namespace] if namespace != "default" else []
+        return shlex.join([*words, *(["--"] if key.startswith("-") else []), key])
+
+    async def follow() -> tuple[int, bool]:
+        screen = Screen(quiet=quiet, colours=not no_color)
+        return await _Session(place, namespace, screen, verb=verb, again=again).follow(begin), screen.is_stuck
+
+    try:
+        place = backends[backend]()
+    except ImportError as exc:
+        hint = f'; install what it needs with: pip install "fargate-runner[{backend}]"' if exc.name else ""
+        raise click.ClickException(f"--backend {backend}: {exc}{hint}") from None
+    try:
+        code, is_stuck = anyio.run(follow)
+    except ValueError as exc:
+        if not str(exc).startswith("namespace="):
+            raise
+        raise click.UsageError(f"--{str(exc).replace('=', ' ', 1)}") from None
+    if is_stuck:
+        os._exit(code)  # the thread that writes waits for a reader who may never come
+    return code
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+
+def _common(command: Callable[..., int]) -> Callable[..., int]:
+    """The options that every command has."""
+    for option in (
+        click.option("--no-color", is_flag=True, help="No colours, neither the job's nor ours (as NO_COLOR does)."),
+        click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
+        click.option("--namespace", default="default", show_default=True, help="Whose keys these are."),
+    ):
+        command = option(command)
+    return command
+
+
+def _where(**settings: Any) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    return click.option("--backend", type=click.Choice(tuple(BACKENDS)), **settings)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def app() -> None:
+    """Run one-off jobs as local processes or containers, and know truthfully how they ended."""
+
+
+@app.command(
+    epilog=_OUTPUT + _DETACHING + _EXIT_CODES,
+    short_help="Run a command and follow it to its end.",
+    context_settings={"allow_interspersed_args": False},
+)
+@_where(help="Where it runs.  [default: docker with an IMAGE, process with -]")
+@click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="A variable; its value from here if left out.")
+@click.option("--secret", multiple=True, metavar="NAME", help="A variable whose value, taken from here, never shows.")
+@click.option("--name", default="job", show_default=True, help="For people: shows in talk and container names.")
+@click.option("--key", help="Names the job for ever: the same key is met, not run again.")
+@click.option("--vcpu", type=float, help="Virtual CPUs: 0.25, 0.5, 1, 2, 4, 8, 16 or 32.")
+@click.option("-m", "--memory", callback=_memory, metavar="GiB", help="Memory, in GiB: 0.5, 2, 512m.")
+@click.option("--ephemeral-storage", type=int, metavar="GiB", help="Scratch space: 21 to 200.")
+@click.option("--architecture", type=click.Choice(("X86_64", "ARM64"), case_sensitive=False))
+@click.option("--timeout", callback=_duration, metavar="TIME", help="How long it may run: 90, 90s, 15m, 1h30m.")
+@click.option(
+    "--start-timeout",
+    callback=_duration,
+    metavar="TIME",
+    default="10m",
+    show_default=True,
+    help="How long a start may take.",
+)
+@click.option(
+    "--stop-timeout",
+    callback=_duration,
+    metavar="TIME",
+    default="30s",
+    show_default=True,
+    help="From SIGTERM to SIGKILL.",
+)
+@click.option("--retry", type=int, default=0, metavar="N", help="Extra attempts if it fails.  [default: 0]")
+@click.option("-w", "--workdir", help="The directory it runs in.")
+@click.option("--entrypoint", help="What COMMAND is handed to, in place of the image's own.")
+@_common
+@click.argument("image", metavar="IMAGE_OR_-")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def run(
+    backends: Mapping[str, Callable[[], Backend]],
+    /,
+    *,
+    image: str,
+    command: tuple[str, ...],
+    backend: str | None,
+    env: tuple[str, ...],
+    secret: tuple[str, ...],
+    name: str,
+    key: str | None,
+    vcpu: float | None,
+    memory: float | None,
+    ephemeral_storage: int | None,
+    architecture: Any,
+    timeout: timedelta | None,
+    start_timeout: timedelta,
+    stop_timeout: timedelta,
+    retry: int,
+    workdir: str | None,
+    entrypoint: str | None,
+    **common: Any,
+) -> int:
+    """
+    Run COMMAND in a container of IMAGE, or as a process of this machine if it is "-".
+
+    \b
+        fargate-runner run - -- python3 -c 'print(6 * 7)'
+        fargate-runner run --memory 1 python:3.12 -- python3 -c 'print(6 * 7)'
+
+    With an IMAGE and "--backend process", COMMAND runs on this machine and the image is not looked at.
+    """
+    command = command[1:] if command[:1] == ("--",) else command
+    try:
+        job = Job(
+            image=None if image == "-" else image,
+            command=command or None,
+            entry_point=None if entrypoint is None else [entrypoint],
+            name=name,
+            key=key,
+            env=_env(env),
+            secrets=_secrets(secret),
+            working_directory=workdir,
+            vcpu=vcpu,
+            memory_gib=memory,
+            ephemeral_storage_gib=ephemeral_storage,
+            architecture=architecture,
+            timeout=timeout,
+            start_timeout=start_timeout,
+            stop_timeout=stop_timeout,
+            retry=Retry(failures=retry),
+        )
+    except InvalidJob as exc:
+        raise click.UsageError(_refusal(exc)) from None
+    place = backend or ("process" if image == "-" else "docker")
+    return _follow(backends, lambda runner: runner.submit(job), verb="run", backend=place, **common)
+
+
+@app.command(epilog=_OUTPUT + _EXIT_CODES, short_help="Follow a job that runs already.")
+@_where(default="process", show_default=True, help="Where it runs.")
+@_common
+@click.argument("key")
+@click.pass_obj
+def attach(backends: Mapping[str, Callable[[], Backend]], /, *, key: str, **common: Any) -> int:
+    """
+    Show the output of the job named KEY from its beginning, follow it to its end, and exit as it does.
+
+    Ctrl-C ends the watching, not the job. The job's --timeout and --retry ended with the command that started it.
+    """
+    return _follow(backends, partial(Runner.attach, key=key), verb="attach", **common)
+
+
+@app.command(epilog="Exits with 0 once the job is over, however it ended; 76 if nothing proves that it is.")
+@_where(default="process", show_default=True, help="Where it runs.")
+@_common
+@click.argument("key")
+@click.pass_obj
+def stop(backends: Mapping[str, Callable[[], Backend]], /, *, key: str, **common: Any) -> int:
+    """Stop the job named KEY (SIGTERM, its stop timeout, SIGKILL) and wait for its end."""
+    return _follow(backends, partial(Runner.attach, key=key), verb="stop", **common)
+
+
+def main(args: Sequence[str] | None = None, *, backends: Mapping[str, Callable[[], Backend]] = BACKENDS) -> int:
+    """Run the command line and return its exit code; *backends* by the name of ``--backend``."""
+    try:
+        code = app.main(
+            None if args is None else list(args), prog_name="fargate-runner", standalone_mode=False, obj=backends
+        )
+    except click.ClickException as exc:
+        exc.show()
+        return MISUSED
+    except click.Abort:
+        return _BY_SIGNAL + signal.SIGINT
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,140 @@
+"""
+Everything that is checked before a change is merged. ``nox`` alone runs lint, floors, types and tests.
+
+Words after ``--`` go to the tool: ``nox -s tests -- tests/thinking -k retry``, ``nox -s bench -- docker``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+from nox.command import CommandFailed
+
+ROOT = Path(__file__).parent
+PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+THINKING = ",".join(f"fargate_runner/{floor}.py" for floor in ("_errors", "_job", "_lifecycle", "_retry"))
+DOCKER_REQUIRED = os.environ.get("FARGATE_RUNNER_DOCKER") == "required"
+
+# Whatever interpreter runs nox is one of them, so that there is always something to test with.
+PYTHONS = list(dict.fromkeys(["3.11", "3.12", "3.13", f"{sys.version_info.major}.{sys.version_info.minor}"]))
+
+nox.needs_version = ">=2025.10.14"
+nox.options.sessions = ["lint", "floors", "types", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = False  # skipped and said to be, in CI too
+nox.options.download_python = "never"
+
+# pyenv keeps interpreters beside the PATH; its shims answer for the selected version only.
+if pyenv := os.environ.get("PYENV_ROOT"):
+    kept = [path for v in PYTHONS for path in sorted(Path(pyenv, "versions").glob(f"{v}.*/bin"))]
+    os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *map(str, kept)])
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, likely mistakes, formatting."""
+    _install(session, "lint", package=False)
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check", *session.posargs)
+
+
+@nox.session
+def floors(session: nox.Session) -> None:
+    """Imports go down only."""
+    _install(session, "lint", package=False)
+    session.run("lint-imports", *session.posargs)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy (strict) and pyright, over the package and what its users write."""
+    _install(session, "types", "test")
+    session.run("mypy", *session.posargs)
+    session.run("pyright", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """
+    The tests, on every interpreter of this machine.
+
+    The first one runs them all, real containers included, and holds the floors that only think to 95 % of
+    their lines and branches. The others leave the engine out: it does not depend on the version of Python.
+    """
+    _install(session, "test")
+    if session.posargs:
+        session.run("pytest", *session.posargs)
+    elif _is_first(session):
+        _make_docker_ready(session)
+        session.run("coverage", "run", "-m", "pytest")
+        session.run("coverage", "report", f"--include={THINKING}", "--fail-under=95")
+    else:
+        session.run("pytest", "-m", "not docker")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Every code block of the README and of docs/."""
+    _install(session, "test")
+    session.run("pytest", "tests/docs", *session.posargs)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Every example as a local process, and on Docker if an engine answers."""
+    _install(session)
+    found = sorted(path for path in Path("examples").glob("*.py") if not path.name.startswith("_"))
+    if not found:
+        session.error("examples/ holds no example")
+    backends = ["process", "docker"] if DOCKER_REQUIRED or _docker_is_ready() else ["process"]
+    for path in found:
+        for backend in backends:
+            session.run("python", str(path), "--backend", backend, *session.posargs)
+    if "docker" not in backends:
+        session.warn("no Docker engine answers: the examples ran as local processes only")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The benchmarks, each beside its reference."""
+    _install(session, "bench")
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+def _install(session: nox.Session, *groups: str, package: bool = True) -> None:
+    """Install the package with all extras and these dependency groups, once per state of pyproject.toml."""
+    wanted = [*(("-e", ".[all]") if package else ()), *nox.project.dependency_groups(PROJECT, *groups)]
+    stamp = Path(session.virtualenv.location, "installed")
+    state = hashlib.sha256(repr(wanted).encode() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == state:
+        return
+    session.install(*wanted)
+    stamp.write_text(state)
+
+
+_first: list[str] = []
+
+
+def _is_first(session: nox.Session) -> bool:
+    """Is this the first interpreter that this run of nox found? Missing ones never get this far."""
+    _first.append(str(session.python))
+    return session.python == _first[0]
+
+
+def _make_docker_ready(session: nox.Session) -> None:
+    try:
+        session.run("python3", "scripts/docker_ready.py")
+    except CommandFailed:
+        if DOCKER_REQUIRED:
+            session.error("FARGATE_RUNNER_DOCKER=required, and no Docker engine could be made ready")
+        session.warn("no Docker engine could be made ready: the Docker tests will be skipped")
+
+
+def _docker_is_ready() -> bool:
+    check = [sys.executable, "scripts/docker_ready.py", "--check"]
+    return subprocess.run(check, cwd=ROOT, capture_output=True, check=False).returncode == 0

@@ -1,0 +1,86 @@
+"""Starts the real program, behind pipes or on a pseudo-terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[2]
+PROGRAM: Final = [sys.executable, "-m", "fargate_runner.cli"]
+
+# Makes the terminal on its stdin its controlling one, so that a ^C typed there becomes a signal; then becomes argv[1:].
+_ON_TERMINAL: Final = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """A plain environment: no CI, no wishes about colours."""
+    unwanted = {"NO_COLOR", "FORCE_COLOR", "GITHUB_ACTIONS", "TF_BUILD"}
+    return {k: v for k, v in os.environ.items() if k not in unwanted} | {"TERM": "xterm-256color"} | changes
+
+
+def run(*args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the program with its output in pipes."""
+    return subprocess.run(
+        [*PROGRAM, *args], cwd=ROOT, env=env or environment(), capture_output=True, text=True, check=False, timeout=100
+    )
+
+
+class Terminal:
+    """The program on a pseudo-terminal. Used with ``with``."""
+
+    def __init__(self, *args: str, env: Mapping[str, str] | None = None) -> None:
+        self._ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _ON_TERMINAL, *PROGRAM, *args],
+            cwd=ROOT,
+            env=env or environment(),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        self.text = ""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._ours)
+
+    def read_until(self, wanted: str) -> str:
+        """Read what is shown until *wanted* was."""
+        while wanted not in self.text:
+            if not self._read():
+                raise AssertionError(f"{wanted!r} was never shown; it ended with:\n{self.text}")
+        return self.text
+
+    def type(self, keys: str) -> None:
+        """Press *keys*."""
+        os.write(self._ours, keys.encode())
+
+    def finish(self) -> int:
+        """Read the rest and return the exit code."""
+        while self._read():
+            pass
+        return self.process.wait()
+
+    def _read(self) -> bool:
+        try:
+            piece = os.read(self._ours, 65_536)
+        except OSError:  # EIO: the last program has left the terminal
+            return False
+        self.text += piece.decode()
+        return bool(piece)

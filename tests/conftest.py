@@ -1,0 +1,38 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.register_assert_rewrite("fargate_runner.testing.contract")
+
+from fargate_runner.testing.clock import VirtualClock  # noqa: E402 (the contract is rewritten before anybody imports it)
+
+READY = Path(__file__).parents[1] / "scripts" / "docker_ready.py"
+
+
+@pytest.fixture
+def anyio_backend() -> object:
+    return "asyncio"
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+@pytest.fixture(scope="session")
+def engine() -> None:
+    """A Docker engine with the test images. Without one, tests that need it are skipped, or fail where they must not."""
+    check = subprocess.run([sys.executable, str(READY), "--check"], capture_output=True, text=True, check=False)
+    if check.returncode == 0:
+        return
+    why = f"no Docker engine with the test images: run scripts/docker_ready.py ({check.stderr or check.stdout})"
+    if os.environ.get("FARGATE_RUNNER_DOCKER") == "required":
+        pytest.fail(why)
+    pytest.skip(why)

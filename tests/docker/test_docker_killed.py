@@ -1,0 +1,91 @@
+"""A runner that is killed with SIGKILL, at random moments, on a real engine: the next one accounts for everything."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from fargate_runner import DockerBackend, Job, Runner
+
+pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("engine"), pytest.mark.timeout(300)]
+
+IMAGE = "fargate-runner-test/busybox:latest"
+
+# Submits keyed jobs in waves and tells of each step on stdout, so that the test can kill it at a step and not at a time.
+VICTIM = """
+import sys, anyio
+from fargate_runner import DockerBackend, Job, Runner
+
+def say(event):
+    print(type(event).__name__, event.key, flush=True)
+
+async def one(runner, number):
+    job = Job(image=sys.argv[2], command=["sh", "-c", f"echo {number}; sleep 1; exit {number}"], key=f"{sys.argv[1]}/{number}")
+    await (await runner.submit(job)).wait()
+
+async def main():
+    async with Runner(DockerBackend(), namespace="killed", observers=[say]) as runner:
+        print("open", flush=True)
+        async with anyio.create_task_group() as tasks:
+            for number in range(6):
+                tasks.start_soon(one, runner, number)
+
+anyio.run(main)
+"""
+
+
+def job(key: str, number: int) -> Job:
+    return Job(image=IMAGE, command=["sh", "-c", f"echo {number}; sleep 1; exit {number}"], key=f"{key}/{number}")
+
+
+def killed_after(lines: int, key: str, *, delay: Iterator[float]) -> None:
+    """Run the victim and kill it some moments after it has said so many lines."""
+    victim = subprocess.Popen([sys.executable, "-c", VICTIM, key, IMAGE], stdout=subprocess.PIPE, text=True)
+    with victim:
+        assert victim.stdout is not None
+        for _ in range(lines):
+            victim.stdout.readline()
+        try:
+            victim.wait(next(delay))
+        except subprocess.TimeoutExpired:
+            victim.send_signal(signal.SIGKILL)
+    assert victim.returncode in {-signal.SIGKILL, 0}
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_after_a_kill_every_job_ends_once_and_nothing_is_left(seed: int) -> None:
+    chance, key = random.Random(seed), uuid.uuid4().hex
+    moments = iter(lambda: chance.random() * 0.2, None)
+    killed_after(chance.randrange(1, 20), key, delay=moments)
+
+    async with Runner(DockerBackend(), namespace="killed") as runner:
+        before = {n: await runner.backend.find("killed", f"{key}/{n}") for n in range(6)}
+        handles = [await runner.submit(job(key, n)) for n in range(6)]
+        results = [await handle.wait() for handle in handles]
+
+    async with DockerBackend() as backend:
+        left = [ref for n in range(6) for ref in await backend.find("killed", f"{key}/{n}")]
+    assert all(len(refs) <= 1 for refs in before.values())
+    assert [result.exit_code for result in results] == list(range(6))
+    assert [[line.text for line in result.last_lines] for result in results] == [[str(n)] for n in range(6)]
+    assert [len(result.attempts) for result in results] == [1] * 6
+    assert left == []
+
+
+async def test_a_killed_runners_job_is_met_running() -> None:
+    key = uuid.uuid4().hex
+    killed_after(13, key, delay=iter([0.0]))
+
+    async with Runner(DockerBackend(), namespace="killed") as runner:
+        found = {n: await runner.backend.find("killed", f"{key}/{n}") for n in range(6)}
+        alive = [n for n, refs in found.items() if refs]
+        results = [await (await runner.submit(job(key, n))).wait() for n in alive]
+
+    assert alive
+    assert [result.exit_code for result in results] == alive
