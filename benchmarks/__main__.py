@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer rounds: figures for a glance only")
     given = parser.parse_args()
     parts = {
-        "imports": lambda: imports.run(),
+        "imports": imports.run,
         "process": lambda: process_jobs.run(rounds=2 if given.quick else 5),
         "docker": lambda: docker_jobs.run(**({"jobs": 5, "at_once": 10, "rounds": 1} if given.quick else {})),
         "logs": lambda: docker_logs.run(lines=30_000 if given.quick else 1_000_000),

@@ -90,7 +90,9 @@ def _interleaved(rounds: int, *ways: Callable[[], float]) -> list[float]:
 def run(*, jobs: int = 20, at_once: int = 50, rounds: int = 2) -> list[Row]:
     """Measure."""
     wall, their_wall, cpu, their_cpu = anyio.run(_one_after_another, jobs)
-    ours, theirs = _interleaved(rounds, lambda: anyio.run(_many_at_once, at_once), lambda: _many_with_docker_py(at_once))
+    ours, theirs = _interleaved(
+        rounds, lambda: anyio.run(_many_at_once, at_once), lambda: _many_with_docker_py(at_once)
+    )
     return [
         Row("docker, one after another: wall per job", wall * 1e3, their_wall * 1e3, "ms", "docker run --rm", 1.0),
         Row("docker, one after another: client CPU per job", cpu * 1e3, their_cpu * 1e3, "ms", "docker run --rm", 0.25),

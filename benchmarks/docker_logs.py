@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,10 @@ def _cli(container: str, ready: Callable[[], None]) -> int:
     command = ["docker", "logs", "--follow", "--timestamps", container]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as docker:
         assert docker.stdout is not None
-        return sum(part.count(b"\n") for part in iter(lambda: os.read(docker.stdout.fileno(), 2**16), b""))
+        pipe, count = docker.stdout.fileno(), 0
+        while received := os.read(pipe, 2**16):
+            count += received.count(b"\n")
+        return count
 
 
 READERS: dict[str, Callable[[str, Callable[[], None]], int]] = {
@@ -170,7 +173,7 @@ def _read_as(reader: str, container: str) -> None:
 
 
 @contextlib.contextmanager
-def _writer(lines: int, options: tuple[str, ...]) -> Iterator[str]:
+def _writer(lines: int, options: tuple[str, ...]) -> Generator[str]:
     command = ["docker", "run", "--detach", "--network", "none", "--label", LABEL, "--env", f"LINES={lines}"]
     logging = ["--log-driver", "json-file", *options]
     run = subprocess.run([*command, *logging, IMAGE, "sh", "-c", WRITER], check=True, stdout=subprocess.PIPE, text=True)

@@ -16,9 +16,7 @@ from collections.abc import Callable
 
 from benchmarks._report import Row
 
-_USE = (
-    "import fargate_runner as f; f.Job; f.Runner; f.Retry; f.ProcessBackend"  # what the README's example touches
-)
+_USE = "import fargate_runner as f; f.Job; f.Runner; f.Retry; f.ProcessBackend"  # what the README's example touches
 
 
 def _instructions(statement: str) -> float:

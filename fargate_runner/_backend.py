@@ -95,7 +95,7 @@ class Launch:
 
 @attrs.frozen(kw_only=True)
 class TaskRef:
-    """A backend's address of one attempt. JSON-able with ``attrs.asdict``, valid in other processes."""
+    """A backend's address of one attempt: plain values, valid in other processes."""
 
     backend: str
     address: str
@@ -137,7 +137,7 @@ class Backend(AsyncContextManagerMixin, ABC):
             self._open = True
             try:
                 yield self
-            except BaseException as exc:  # re-raised below, where no task group can wrap it in an ExceptionGroup
+            except BaseException as exc:  # noqa: BLE001 (re-raised below, where no task group can wrap it in a group)
                 failure = exc
             finally:
                 self._open = False
@@ -216,7 +216,7 @@ class Backend(AsyncContextManagerMixin, ABC):
         :raises BackendError: the platform could not be asked
         """
 
-    async def forget(self, ref: TaskRef) -> None:  # noqa: B027 (many platforms forget by themselves)
+    async def forget(self, ref: TaskRef) -> None:
         """
         Free what an *ended* attempt still holds (its container, its log files). Its logs are gone afterwards.
 

@@ -226,11 +226,10 @@ class Secret:
 class SecretRef:
     """Where the platform finds the value: the ARN of a Secrets Manager secret or of an SSM parameter."""
 
-    arn: str = attrs.field()
+    arn: str
 
-    @arn.validator
-    def _is_an_arn(self, _: attrs.Attribute[str], value: object) -> None:
-        if not isinstance(value, str) or not value.startswith("arn:"):
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.arn, str) or not self.arn.startswith("arn:"):
             raise InvalidJob(
                 "secrets", "(not shown)", "expected the ARN of a secret or parameter", "wrap a value in Secret(…)"
             )

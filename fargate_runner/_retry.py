@@ -68,15 +68,14 @@ class Rule:
     Both given, both must match; none given, it matches everything. ``times`` is the rule's own budget.
     """
 
-    then: Literal["retry", "give_up"] = attrs.field()
+    then: Literal["retry", "give_up"]
     kinds: frozenset[Kind] | None = attrs.field(default=None, converter=_kinds)
     exit_codes: Collection[int] | None = attrs.field(default=None, converter=_exit_codes)
     times: int = attrs.field(default=3, validator=_times)
 
-    @then.validator
-    def _is_known(self, _: attrs.Attribute[str], value: object) -> None:
-        if value not in ("retry", "give_up"):
-            raise InvalidJob("rule.then", value, "no such decision", "write 'retry' or 'give_up'")
+    def __attrs_post_init__(self) -> None:
+        if self.then not in ("retry", "give_up"):
+            raise InvalidJob("rule.then", self.then, "no such decision", "write 'retry' or 'give_up'")
 
     def matches(self, outcome: Outcome) -> bool:
         """Whether *outcome* is one that this rule speaks of. A success is never one."""

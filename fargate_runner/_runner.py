@@ -20,7 +20,7 @@ import anyio
 from anyio import AsyncContextManagerMixin, CancelScope, Event
 from anyio.abc import TaskGroup
 
-from fargate_runner._backend import Backend, Identity, TaskRef
+from fargate_runner._backend import Backend, Identity, Launch, TaskRef
 from fargate_runner._errors import (
     BackendError,
     FargateRunnerError,
@@ -70,8 +70,10 @@ _LAST_LINES_PATIENCE: Final = 30.0
 """Seconds that reading the last lines may take: they never hold up a result for long."""
 _LOGS_KEPT: Final = 100
 """Ended jobs whose logs a handle can still read; older ones are forgotten, and the runner's exit forgets all."""
-_SUBMIT_PATIENCE: Final = 60.0
-_SUBMIT_TRIES: Final = 5
+_ANSWER_PATIENCE: Final = 60.0
+"""Seconds that a backend may take for an answer to anything but `observe` and `stop`."""
+_TRIES: Final = 5
+_FORGET_PATIENCE: Final = 30.0
 _SILENCE_PATIENCE: Final = 300.0
 """Seconds without an answer from the platform after which the end of a job is unknown."""
 _STOP_GRACE: Final = 30.0
@@ -85,9 +87,11 @@ class _Live:
     """What the runner knows of one job. Written by its supervisor, read by handles and batches."""
 
     __slots__ = (
+        "accepted",
         "accepted_at",
         "attempts",
         "changed",
+        "claims",
         "error",
         "finished",
         "forgotten",
@@ -112,6 +116,8 @@ class _Live:
         self.name = job.name if job is not None else key
         self.owned = owned
         self.accepted_at = accepted_at
+        self.accepted = False
+        self.claims = 0
         self.attempts: list[Attempt] = []
         self.refs: list[TaskRef] = []
         self.snapshot: Snapshot | None = None
@@ -122,7 +128,7 @@ class _Live:
         self.error: Exception | None = None
         self.scope: CancelScope | None = None
         self.changed: Event | None = None
-        self.on_end: Callable[[_Live], None] | None = None
+        self.on_end: list[Callable[[_Live], None]] = []
         self.readers = 0
         self.retired = False
         self.forgotten = False
@@ -132,6 +138,12 @@ class _Live:
         if self.stop is None:
             self.stop = stop
             self._interrupt()
+
+    def leave(self, reason: str) -> None:
+        """Take back a claim: a job that several callers gave by the same key is stopped when the last of them leaves."""
+        self.claims -= 1
+        if self.claims == 0:
+            self.ask_stop(StopAsked(kind=Kind.CANCELLED, reason=reason))
 
     def let_go(self) -> None:
         """Ask the supervisor to leave the job alone, running."""
@@ -158,8 +170,8 @@ class _Live:
         """Nothing more will happen to this job here."""
         self.finished = True
         self.touch()
-        if self.on_end is not None:
-            self.on_end(self)
+        for tell in self.on_end:
+            tell(self)
 
 
 class JobHandle:
@@ -284,11 +296,12 @@ class Runner(AsyncContextManagerMixin):
         self._lives: set[_Live] = set()
         self._named: dict[str, _Live] = {}
         self._kept: deque[_Live] = deque()
+        self._read_on: set[_Live] = set()
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
-        if self._closing:
-            raise RunnerClosed("this runner was used before; make a new one")
+        if self._tasks is not None:
+            raise RunnerClosed("this runner is open, or was used before; make a new one")
         failure: BaseException | None = None
         async with AsyncExitStack() as stack:
             if not self.backend.is_open:
@@ -321,8 +334,8 @@ class Runner(AsyncContextManagerMixin):
         try:
             result = await self._wait(live)
         except BaseException:
-            if not live.finished:
-                live.ask_stop(StopAsked(kind=Kind.CANCELLED, reason="the caller was cancelled"))
+            live.leave("the caller was cancelled")
+            if live.stop is not None:
                 with CancelScope(shield=True):
                     await self._finished(live)
             raise
@@ -343,7 +356,7 @@ class Runner(AsyncContextManagerMixin):
             while not live.refs and not live.finished:
                 await live.news()
         except BaseException:
-            live.ask_stop(StopAsked(kind=Kind.CANCELLED, reason="the submission was cancelled"))
+            live.leave("the submission was cancelled")
             raise
         if live.error is not None:
             raise live.error
@@ -368,8 +381,9 @@ class Runner(AsyncContextManagerMixin):
             if known is None:
                 if not refs:
                     raise JobNotFound(key, self.backend.name, self.namespace)
+                self._check_open()
                 known = self._register(None, key, owned=False)
-                self._task_group.start_soon(self._supervise, known, refs[-1])
+                self._task_group.start_soon(self._supervise, known, refs)
         return JobHandle(self, known)
 
     def map(
@@ -418,8 +432,7 @@ class Runner(AsyncContextManagerMixin):
     def _register(self, job: Job | None, key: str, *, owned: bool) -> _Live:
         live = _Live(job, key, owned=owned, accepted_at=self._utcnow())
         self._lives.add(live)
-        if job is None or job.key is not None:
-            self._named[key] = live
+        self._named[key] = live
         return live
 
     def _start(self, job: Job, *, keep_logs: bool = False) -> _Live:
@@ -428,14 +441,19 @@ class Runner(AsyncContextManagerMixin):
             raise TypeError(f"expected a Job, got {job!r}")
         self._check_open()
         if job.key is not None and (known := self._named.get(job.key)) is not None:
-            if known.job is None:
+            if known.job is not None:
+                if different := _differences(known.job.describe(), job.describe()):
+                    raise KeyConflict(job.key, different)
+                known.claims += 1
+                if keep_logs and not known.finished:
+                    known.retired = False
+                return known
+            if not known.finished:
                 raise KeyConflict(job.key, ("how it is held: it was attached by this runner",))
-            if different := _differences(known.job.describe(), job.describe()):
-                raise KeyConflict(job.key, different)
-            return known
         live = self._register(job, job.key or secrets.token_hex(12), owned=True)
+        live.claims = 1
         live.retired = not keep_logs
-        self._task_group.start_soon(self._supervise, live, None)
+        self._task_group.start_soon(self._supervise, live, [])
         return live
 
     async def _wait(self, live: _Live) -> JobResult:
@@ -450,7 +468,7 @@ class Runner(AsyncContextManagerMixin):
         while not live.finished:
             await live.news()
 
-    async def _supervise(self, live: _Live, found: TaskRef | None) -> None:
+    async def _supervise(self, live: _Live, found: list[TaskRef]) -> None:
         """See one job to its end. Never cancelled from outside, never raises for what a platform does."""
         with CancelScope(shield=True):
             try:
@@ -462,35 +480,47 @@ class Runner(AsyncContextManagerMixin):
                 live.error = exc
                 raise
             finally:
-                if live.error is not None and self._named.get(live.key) is live:
+                if live.error is not None and live.accepted:
+                    self._detached(live)
+                # A key that the caller did not choose is of no use to others once the job is over.
+                unnamed = live.job is not None and live.job.key is None
+                if (unnamed or live.error is not None) and self._named.get(live.key) is live:
                     del self._named[live.key]
                 self._lives.discard(live)
                 live.finish()
             await self._retire(live)
 
-    async def _see_through(self, live: _Live, found: TaskRef | None) -> None:
+    async def _see_through(self, live: _Live, found: list[TaskRef]) -> None:
         job = live.job
-        if found is None and job is not None and job.key is not None:
-            found = await self._meet(job, job.key)
-        if self._tell:
-            self._tell(JobAccepted(key=live.key, job=live.name, adopted=found is not None))
-        number = found.attempt if found is not None else 1
-        ref = found
+        if job is not None and job.key is not None:
+            found = await self._meet(live, job, job.key)
+        if found:
+            self._accept(live, adopted=True)
+            job = _as_launched(job, found[-1])
+        number = 1
+        coming = deque(found)
         while True:
-            if ref is None:
+            if coming:
+                ref: TaskRef | Attempt | None = coming.popleft()
+            else:
                 assert job is not None
                 ref = await self._launch(live, job, number)
-            if ref is not None:
+            if ref is None:
+                break
+            if isinstance(ref, TaskRef):
+                number = ref.attempt
                 attempt = await self._attend(live, job, ref)
                 if attempt is None:
-                    live.letting_go = True
-                    if self._tell:
-                        self._tell(JobDetached(key=live.key, job=live.name, attempt=number))
+                    self._detached(live)
                     return
-                live.attempts.append(attempt)
-            last = live.attempts[-1]
+            else:
+                attempt = ref
+            live.attempts.append(attempt)
             if self._tell:
-                self._tell(AttemptEnded(key=live.key, job=live.name, attempt=number, outcome=last.outcome))
+                self._tell(AttemptEnded(key=live.key, job=live.name, attempt=number, outcome=attempt.outcome))
+            if coming:
+                live.snapshot = None
+                continue
             if job is None or live.stop is not None or live.letting_go:
                 break
             decision = (job.retry or _DEFAULT_RETRY).decide(job, live.attempts)
@@ -502,7 +532,7 @@ class Runner(AsyncContextManagerMixin):
                 self._tell(RetryScheduled(key=live.key, job=live.name, attempt=number, wait=pause, why=why))
             if await self._interruptible(live, anyio.sleep, decision.wait) is _INTERRUPTED:
                 break
-            job, ref, live.snapshot = decision.job or job, None, None
+            job, live.snapshot = decision.job or job, None
         live.result = JobResult(
             key=live.key,
             name=live.name,
@@ -513,45 +543,43 @@ class Runner(AsyncContextManagerMixin):
         if self._tell:
             self._tell(JobEnded(key=live.key, job=live.name, result=live.result))
 
-    async def _meet(self, job: Job, key: str) -> TaskRef | None:
-        """Find the latest attempt that the platform already knows of, and make sure that it is of the same job."""
-        refs = await self.backend.find(self.namespace, key)
-        if not refs:
-            return None
-        there = refs[-1].description
-        if there is not None and (different := _differences(there, job.describe(), grown=refs[-1].attempt > 1)):
-            raise KeyConflict(key, different)
-        return refs[-1]
+    def _accept(self, live: _Live, *, adopted: bool = False) -> None:
+        """From here on the job is ours to account for: exactly one end follows."""
+        if not live.accepted and self._tell:
+            self._tell(JobAccepted(key=live.key, job=live.name, adopted=adopted))
+        live.accepted = True
 
-    async def _launch(self, live: _Live, job: Job, number: int) -> TaskRef | None:
-        """Launch an attempt. None if it was refused: the attempt is then recorded as never started."""
+    def _detached(self, live: _Live) -> None:
+        live.letting_go = True
+        if self._tell:
+            number = live.refs[-1].attempt if live.refs else 1
+            self._tell(JobDetached(key=live.key, job=live.name, attempt=number))
+
+    async def _meet(self, live: _Live, job: Job, key: str) -> list[TaskRef]:
+        """Find the attempts that the platform already knows of, and make sure that they are of the same job."""
+        refs = await self._ask(live, 1, "find", self.backend.find, self.namespace, key)
+        if refs:
+            there = refs[-1].description
+            if there is not None and (different := _differences(there, job.describe(), grown=refs[-1].attempt > 1)):
+                raise KeyConflict(key, different)
+        return refs
+
+    async def _launch(self, live: _Live, job: Job, number: int) -> TaskRef | Attempt | None:
+        """
+        Launch an attempt. The record of one that was never placed, if the launch was refused or its answer lost.
+
+        None if nothing was launched and there was an attempt before: then the outcome of that one stands.
+        """
         begun = self._utcnow()
-        launch = await self.backend.prepare(
-            job, Identity(namespace=self.namespace, key=live.key, attempt=number, placement=1)
-        )
-        tries = 0
-        while True:
-            tries += 1
-            try:
-                # Not to be cancelled: a launch whose effect is unknown is the classic orphan. Sent again, the same
-                # token meets what it already started.
-                with anyio.fail_after(_SUBMIT_PATIENCE):
-                    ref = await self.backend.submit(launch)
-            except LaunchRejected as exc:
-                proof = Proof(source="launch", seen_at=self._utcnow(), evidence=str(exc))
-                outcome = Outcome(kind=Kind.NEVER_STARTED, detail=str(exc), proof=proof, transient=exc.retryable)
-                live.attempts.append(self._record(job, launch.token, None, outcome, number, begun))
-                return None
-            except (BackendError, TimeoutError) as exc:
-                if tries >= _SUBMIT_TRIES or (isinstance(exc, BackendError) and not exc.retryable):
-                    if number == 1:
-                        raise
-                    outcome = self._unknown(f"the launch was not answered: {exc}")
-                    live.attempts.append(self._record(job, launch.token, None, outcome, number, begun))
-                    return None
-                self._unanswered(live, number, "submit", exc)
-                await anyio.sleep(_pause(tries))
-            else:
+        token = ""
+        try:
+            identity = Identity(namespace=self.namespace, key=live.key, attempt=number, placement=1)
+            launch = await self._ask(live, number, "prepare", self.backend.prepare, job, identity, cut=True)
+            if launch is not _INTERRUPTED:
+                token = launch.token
+            if live.stop is None:
+                ref = await self._submit(live, launch, number)
+                self._accept(live)
                 if self._tell:
                     address = ref.address
                     self._tell(
@@ -560,6 +588,87 @@ class Runner(AsyncContextManagerMixin):
                         )
                     )
                 return ref
+        except LaunchRejected as exc:
+            outcome = Outcome(
+                kind=Kind.NEVER_STARTED,
+                detail=str(exc),
+                proof=Proof(source="launch", seen_at=self._utcnow(), evidence=str(exc)),
+                transient=exc.retryable,
+            )
+        except _LaunchUnanswered as exc:
+            outcome = self._unknown(f"the launch was not answered, and may have happened: {exc}")
+        except (FargateRunnerError, OSError) as exc:
+            if not live.attempts:
+                raise
+            self._unanswered(live, number, "launch", exc)
+            return None
+        else:
+            if live.attempts:
+                return None
+            outcome = Outcome(
+                kind=Kind.CANCELLED,
+                detail=live.stop.reason,
+                proof=Proof(source="runner", seen_at=self._utcnow(), evidence="stopped before it was launched"),
+            )
+        self._accept(live)
+        return self._record(job, token, None, outcome, number, begun)
+
+    async def _submit(self, live: _Live, launch: Launch, number: int) -> TaskRef:
+        # Not to be cancelled: a launch whose effect is unknown is the classic orphan. Sent again, the same token meets
+        # what it already started.
+        try:
+            return await self._ask(live, number, "submit", self.backend.submit, launch, stubborn=True)
+        except LaunchRejected:
+            raise
+        except (BackendError, OSError) as exc:
+            found = self.backend.find, launch.identity.namespace, launch.identity.key
+            try:
+                refs = await self._ask(live, number, "find", *found, stubborn=True)
+            except (BackendError, OSError):
+                raise _LaunchUnanswered(str(exc)) from exc
+            started = next((ref for ref in refs if ref.token == launch.token), None)
+            if started is None:
+                raise
+            return started
+
+    async def _ask(
+        self,
+        live: _Live,
+        attempt: int,
+        operation: str,
+        call: Callable[..., Awaitable[Any]],
+        *args: Any,
+        cut: bool = False,
+        stubborn: bool = False,
+    ) -> Any:
+        """
+        Put a question that may be put again, with patience; after a stop only if *stubborn*.
+
+        With *cut*, a stop also cuts it short, and the answer is `_INTERRUPTED`.
+
+        :raises BackendError: it was not answered
+        """
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                with CancelScope(deadline=anyio.current_time() + _ANSWER_PATIENCE) as scope:
+                    if not cut:
+                        return await call(*args)
+                    answer = await self._interruptible(live, call, *args)
+                    if answer is not _INTERRUPTED or live.stop is not None:
+                        return answer
+                    tries -= 1  # told to let go: it has to be known first what of
+                    continue
+                assert scope.cancelled_caught
+                said = f"the platform did not answer to {operation} within {_ANSWER_PATIENCE:g} s"
+                error = BackendError(said, operation=operation, retryable=True)
+            except BackendError as exc:
+                error = exc
+            if not error.retryable or tries == _TRIES or (live.stop is not None and not stubborn):
+                raise error
+            self._unanswered(live, attempt, operation, error)
+            await anyio.sleep(_pause(tries))
 
     async def _attend(self, live: _Live, job: Job | None, ref: TaskRef) -> Attempt | None:
         """Observe an attempt until it is over, stopping it when that is asked or due. None: it was let go."""
@@ -590,9 +699,9 @@ class Runner(AsyncContextManagerMixin):
             except BackendError as exc:
                 watch.failures += 1
                 if watch.failures == 1:
-                    watch.silent_until = now + _SILENCE_PATIENCE
+                    watch.silent_until = anyio.current_time() + _SILENCE_PATIENCE
                 self._unanswered(live, ref.attempt, "observe", exc)
-                await self._interruptible(live, anyio.sleep, _pause(watch.failures), deadline=watch.deadline)
+                await self._pause(live, watch)
                 continue
             if newer is _INTERRUPTED:
                 continue
@@ -605,7 +714,7 @@ class Runner(AsyncContextManagerMixin):
     def _see(self, live: _Live, ref: TaskRef, watch: _Watch, newer: Snapshot) -> None:
         before = live.snapshot.phase if live.snapshot is not None else None
         live.snapshot = newer
-        if before != newer.phase:
+        if before is None or newer.phase > before:
             watch.reached(newer.phase, anyio.current_time())
             if self._tell:
                 self._tell(PhaseReached(key=live.key, job=live.name, attempt=ref.attempt, phase=newer.phase))
@@ -624,9 +733,26 @@ class Runner(AsyncContextManagerMixin):
         try:
             with anyio.move_on_after(_STOP_GRACE):
                 await self.backend.stop(ref, reason=asked.reason)
+            watch.stop_refusals = 0
         except BackendError as exc:
             self._unanswered(live, ref.attempt, "stop", exc)
-            watch.ask_again_at = now + _pause(watch.asks)
+            watch.stop_refusals += 1
+            if watch.stop_refusals == 1:
+                watch.no_stop_from = now + _SILENCE_PATIENCE
+            watch.ask_again_at = anyio.current_time() + _pause(watch.stop_refusals)
+            # One that did not arrive is none of the three, unless it is hopeless or was tried for long enough.
+            if exc.retryable:
+                watch.asks = _STOP_ASKS if now >= watch.no_stop_from else watch.asks - 1
+
+    async def _pause(self, live: _Live, watch: _Watch) -> None:
+        """Wait before the platform is asked again; a stop that was not asked for yet comes first."""
+        if live.letting_go or (live.stop is not None and watch.asked is None):
+            return
+        with CancelScope(deadline=watch.deadline) as live.scope:
+            try:
+                await anyio.sleep(_pause(watch.failures))
+            finally:
+                live.scope = None
 
     async def _close(
         self, live: _Live, job: Job | None, ref: TaskRef, outcome: Outcome, begun: datetime
@@ -645,8 +771,8 @@ class Runner(AsyncContextManagerMixin):
                         lines.append(_shortened(line))
             if not scope.cancelled_caught:
                 return tuple(lines), True
-        except (LogsUnavailable, BackendError) as exc:
-            reason = str(exc)
+        except (FargateRunnerError, OSError) as exc:  # the lines of an attempt never cost its record
+            reason = str(exc) or type(exc).__name__
         if self._tell:
             self._tell(LogsIncomplete(key=live.key, job=live.name, attempt=ref.attempt, reason=reason))
         return tuple(lines), False
@@ -700,12 +826,14 @@ class Runner(AsyncContextManagerMixin):
         deadline: float = float("inf"),
     ) -> Any:
         """Await *call*; `_INTERRUPTED` if a stop or a deadline cut it short. Only for calls that may be cut."""
-        if live.stop is not None and args:
-            return _INTERRUPTED
-        with CancelScope(deadline=deadline) as live.scope:
-            value = await call(*args)
-        scope, live.scope = live.scope, None
-        return _INTERRUPTED if scope is not None and scope.cancelled_caught else value
+        with CancelScope(deadline=deadline) as scope:
+            live.scope = scope
+            try:
+                return await call(*args)
+            finally:
+                live.scope = None
+        assert scope.cancelled_caught
+        return _INTERRUPTED
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 
@@ -718,37 +846,48 @@ class Runner(AsyncContextManagerMixin):
                 live.ask_stop(StopAsked(kind=Kind.CANCELLED, reason="the runner was closed"))
         for live in tuple(self._lives):
             await self._finished(live)
-        for live in tuple(self._kept):
-            live.retired = True
-            await self._forget(live)
+        async with anyio.create_task_group() as tasks:
+            for live in (*self._kept, *self._read_on):
+                tasks.start_soon(self._forget, live)
 
     async def _retire(self, live: _Live) -> None:
         """Let the platform forget an ended job: at once, or when its logs are no longer kept for a handle."""
         if live.result is None or not live.owned:
             return
-        if live.retired or self._closing:
+        if not live.retired and not self._closing:
+            self._kept.append(live)
+            if len(self._kept) <= _LOGS_KEPT:
+                return
+            live = self._kept.popleft()
             live.retired = True
+        if live.readers and not self._closing:
+            self._read_on.add(live)
+        else:
             await self._forget(live)
-            return
-        self._kept.append(live)
-        if len(self._kept) > _LOGS_KEPT:
-            oldest = self._kept.popleft()
-            oldest.retired = True
-            await self._forget(oldest)
 
     def _reader_left(self, live: _Live) -> None:
-        if live.retired and live.finished and not live.readers and self._tasks is not None and not self._closing:
-            self._tasks.start_soon(self._forget, live)
+        if live in self._read_on and not live.readers and not self._closing:
+            self._read_on.discard(live)
+            self._task_group.start_soon(self._forget, live)
 
     async def _forget(self, live: _Live) -> None:
-        if live.forgotten or live.readers:
+        if live.forgotten:
             return
         live.forgotten = True
         for ref in live.refs:
-            try:
-                await self.backend.forget(ref)
-            except BackendError as exc:
-                self._unanswered(live, ref.attempt, "forget", exc)
+            error: Exception = TimeoutError(f"not done within {_FORGET_PATIENCE:g} s")
+            # Shielded and bounded: half-way, it would leave containers behind; for ever, it would keep the runner open.
+            with anyio.move_on_after(_FORGET_PATIENCE, shield=True):
+                try:
+                    await self.backend.forget(ref)
+                    continue
+                except (FargateRunnerError, OSError) as exc:
+                    error = exc
+            self._unanswered(live, ref.attempt, "forget", error)
+
+
+class _LaunchUnanswered(Exception):
+    """Nobody can tell whether a launch had effect."""
 
 
 _INTERRUPTED: Final = object()
@@ -758,15 +897,16 @@ class _Watch:
     """The clocks of one attempt: when it is overdue, when to ask for its end again, when to stop hoping."""
 
     __slots__ = (
-        "_run_limit",
-        "_start_limit",
+        "_running",
         "ask_again_at",
         "asked",
         "asks",
         "deadline_of_phase",
         "failures",
         "job",
+        "no_stop_from",
         "silent_until",
+        "stop_refusals",
         "stop_timeout",
     )
 
@@ -779,6 +919,9 @@ class _Watch:
         self.ask_again_at = float("-inf")
         self.failures = 0
         self.silent_until = float("inf")
+        self.stop_refusals = 0
+        self.no_stop_from = float("inf")
+        self._running = False
 
     @property
     def deadline(self) -> float:
@@ -787,8 +930,9 @@ class _Watch:
         return min(due, self.silent_until)
 
     def reached(self, phase: Phase, now: float) -> None:
-        """Start the clock of *phase*."""
-        if phase is Phase.RUNNING:
+        """Start the clock of *phase*. A backend may skip RUNNING."""
+        if phase >= Phase.RUNNING and not self._running:
+            self._running = True
             timeout = self.job.timeout if self.job is not None else None
             self.deadline_of_phase = now + timeout.total_seconds() if timeout is not None else float("inf")
 
@@ -830,10 +974,19 @@ def _shortened(line: LogLine) -> LogLine:
 
 
 def _size(job: Job | None, ref: TaskRef | None) -> tuple[float, float]:
-    if job is not None:
-        return job.size.vcpu, job.size.memory_gib
+    # What runs there comes first: an attempt that was met may be smaller or larger than the job that met it.
     size = ref.description.get("size") if ref is not None and ref.description is not None else None
-    return (size["cpu_units"] / 1024, size["memory_mib"] / 1024) if size else (0.0, 0.0)
+    if size:
+        return size["cpu_units"] / 1024, size["memory_mib"] / 1024
+    return (job.size.vcpu, job.size.memory_gib) if job is not None else (0.0, 0.0)
+
+
+def _as_launched(job: Job | None, ref: TaskRef) -> Job | None:
+    """Return *job* in the size that an attempt of it has: the next one may have to grow from there."""
+    if job is None:
+        return None
+    vcpu, memory_gib = _size(job, ref)
+    return job.with_(vcpu=vcpu, memory_gib=memory_gib) if job.size.memory_gib != memory_gib else job
 
 
 def _differences(one: Any, other: Any, *, grown: bool = False) -> tuple[str, ...]:
@@ -872,14 +1025,24 @@ class _Batch:
         self._exhausted = False
         self._closed = False
         self._failure: Exception | None = None
-        self._room = Event()
-        self._ready = Event()
+        self._pumping = CancelScope()
+        self._changed = Event()
 
     async def pump(self) -> None:
         """Start jobs as long as there are any, and room."""
         try:
-            index = 0
-            source = aiter(self._jobs) if isinstance(self._jobs, AsyncIterable) else _steps(self._jobs)
+            with self._pumping:
+                await self._pump()
+        except Exception as exc:  # the caller's iterable, or a job that cannot be: for the caller, at the next result
+            self._fail(exc)
+        finally:
+            self._exhausted = True
+            self._touch()
+
+    async def _pump(self) -> None:
+        index = 0
+        source = aiter(self._jobs) if isinstance(self._jobs, AsyncIterable) else _steps(self._jobs)
+        try:
             while await self._has_room():
                 try:
                     job = await anext(source)
@@ -889,29 +1052,21 @@ class _Batch:
                     return
                 self._start(index, job)
                 index += 1
-        except Exception as exc:  # the caller's iterable, or a job that cannot be: for the caller, at the next result
-            self._fail(exc)
         finally:
-            self._exhausted = True
-            self._ready.set()
+            if isinstance(source, AsyncGenerator):
+                await source.aclose()
 
     def _start(self, index: int, job: Job) -> None:
         live = self._runner._start(job)
         self._under_way[index] = live
         if live.finished:
             self._end(index, live)
-            return
-        others = live.on_end
-
-        def ended(live: _Live) -> None:
-            if others is not None:
-                others(live)
-            self._end(index, live)
-
-        live.on_end = ended
+        else:
+            live.on_end.append(lambda live: self._end(index, live))
 
     def _end(self, index: int, live: _Live) -> None:
-        del self._under_way[index]
+        if self._under_way.pop(index, None) is None:
+            return  # the batch left it to others who gave the same key
         self._ended[index] = live
         if live.error is not None:
             self._fail(live.error)
@@ -919,15 +1074,13 @@ class _Batch:
             self._fail(RunnerClosed("the runner was closed before the batch was done"))
         elif self._raising and not live.result.succeeded:
             self._fail(JobFailed(live.result))
-        self._room.set()
-        self._ready.set()
+        self._touch()
 
     async def _has_room(self) -> bool:
         while not self._closed:
             if len(self._under_way) < self._concurrency and len(self._ended) < self._most_untaken:
                 return True
-            self._room = Event()
-            await self._room.wait()
+            await self._news()
         return False
 
     def _fail(self, exc: Exception) -> None:
@@ -937,18 +1090,29 @@ class _Batch:
 
     def close(self, reason: str) -> None:
         """Start no more jobs, and ask those under way to stop."""
+        if self._closed:
+            return
         self._closed = True
-        for live in tuple(self._under_way.values()):
-            live.ask_stop(StopAsked(kind=Kind.CANCELLED, reason=reason))
-        self._room.set()
-        self._ready.set()
+        for index, live in tuple(self._under_way.items()):
+            live.leave(reason)
+            if live.stop is None:
+                del self._under_way[index]
+        self._pumping.cancel()
+        self._touch()
+
+    def _touch(self) -> None:
+        """Wake whoever waits for news of the batch."""
+        self._changed.set()
+        self._changed = Event()
+
+    async def _news(self) -> None:
+        await self._changed.wait()
 
     async def settled(self) -> None:
         """Wait until none of the batch's jobs is live. Shielded; each is bounded by its own supervisor."""
         with CancelScope(shield=True):
             while self._under_way:
-                self._ready = Event()
-                await self._ready.wait()
+                await self._news()
 
     async def next(self) -> JobResult:
         """Take the next result."""
@@ -960,13 +1124,12 @@ class _Batch:
             if index in self._ended:
                 live = self._ended.pop(index)
                 self._taken += 1
-                self._room.set()
+                self._touch()
                 assert live.result is not None
                 return live.result
             if self._closed or (self._exhausted and not self._under_way):
                 raise StopAsyncIteration
-            self._ready = Event()
-            await self._ready.wait()
+            await self._news()
 
 
 class Results(AsyncIterator[JobResult]):

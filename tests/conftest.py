@@ -28,7 +28,7 @@ def clock() -> VirtualClock:
 
 @pytest.fixture(scope="session")
 def engine() -> None:
-    """A Docker engine with the test images. Without one, tests that need it are skipped, or fail where they must not."""
+    """Make sure of a Docker engine with the test images; without one, skip, or fail where skipping is forbidden."""
     check = subprocess.run([sys.executable, str(READY), "--check"], capture_output=True, text=True, check=False)
     if check.returncode == 0:
         return

@@ -133,7 +133,7 @@ def test_a_line_is_what_was_written_without_its_end(written: bytes, text: str) -
 
 
 def test_parts_of_a_long_line_are_joined_and_keep_the_first_stamp() -> None:
-    parts = [frame(7_000, b"a" * 16_384), frame(7_000, b"b" * 16_384), frame(7_000, b"c\n")]
+    parts = [frame(7_000, b"a" * 16_384), frame(7_000, b"b" * 16_384), frame(8_000, b"c\n")]
 
     (line,) = Lines().take([*parts])
 
@@ -261,7 +261,10 @@ def log_of(steps: list[tuple[int, int, bool]]) -> list[Frame]:
     return frames
 
 
-@given(LOGS, st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["since", "whole", "tail"]), st.integers(1, 40))))
+PASS_KINDS: list[Kind] = ["since", "tail", "whole"]
+
+
+@given(LOGS, st.lists(st.tuples(st.integers(0, 40), st.sampled_from(PASS_KINDS), st.integers(1, 40))))
 def test_every_line_comes_once_however_reading_is_cut(
     steps: list[tuple[int, int, bool]], passes: list[tuple[int, Kind, int]]
 ) -> None:
@@ -271,7 +274,8 @@ def test_every_line_comes_once_however_reading_is_cut(
     lines = Lines()
     got: list[str] = []
 
-    for end, kind, size in [*passes, (len(log), "since", 0)]:  # each pass is cut at some frame, the last is not
+    the_rest: tuple[int, Kind, int] = (len(log), "since", 0)
+    for end, kind, size in (*passes, the_rest):  # each pass is cut at some frame, the last is not
         begin = max(0, end - size) if kind == "tail" and lines.taken else 0
         lines.begin(kind)
         got += texts(lines.take(log[begin:end]))
@@ -361,6 +365,26 @@ def test_lines_before_a_doubtful_place_in_a_tail_are_kept() -> None:
 
     assert got == ["o3"]
     assert rest == []
+
+
+def test_a_tail_that_may_begin_among_equal_stamps_of_a_stream_is_not_counted() -> None:
+    stored = [
+        frame(1, b"o1\n"),
+        frame(5, b"same\n", ERR),
+        frame(5, b"o2\n"),
+        frame(5, b"same\n", ERR),
+        frame(6, b"o3\n"),
+    ]
+    late = frame(5, b"same\n", ERR)
+    lines = Lines()
+    through(lines, stored)
+
+    lines.begin("tail")
+    got = texts(lines.take([*stored[2:], late]))
+
+    assert isinstance(lines.trouble, Uncovered)
+    assert got == []
+    assert through(lines, [*stored, late]) == ["same"]
 
 
 def test_frames_are_known_by_number_where_the_clock_ran_backwards() -> None:
