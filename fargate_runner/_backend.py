@@ -17,7 +17,8 @@ from datetime import datetime
 from typing import Any, ClassVar, Self
 
 import attrs
-from anyio import AsyncContextManagerMixin
+from anyio import AsyncContextManagerMixin, CancelScope, Event, create_task_group
+from anyio.abc import TaskGroup, TaskStatus
 
 from fargate_runner._errors import RunnerClosed
 from fargate_runner._job import Job, Secret, SecretRef
@@ -105,6 +106,31 @@ class TaskRef:
     description: Mapping[str, Any] | None = attrs.field(default=None, repr=False, eq=False)
     """`Job.describe` of what runs there, where the platform keeps it."""
     created_at: datetime | None = attrs.field(default=None, eq=False)
+
+
+@asynccontextmanager
+async def sheltered_tasks() -> AsyncGenerator[TaskGroup]:
+    """
+    Open a task group for what a backend does behind its verbs; leaving the block cancels it, nothing else does.
+
+    A cancelled caller still has to stop its jobs and see them end. So the cancellation of the block itself must not
+    reach the tasks that start, watch and stop them.
+    """
+    left = Event()
+
+    async def shelter(*, task_status: TaskStatus[TaskGroup]) -> None:
+        with CancelScope(shield=True):
+            async with create_task_group() as tasks:
+                task_status.started(tasks)
+                await left.wait()
+                tasks.cancel_scope.cancel()
+
+    async with create_task_group() as outer:
+        tasks = await outer.start(shelter)
+        try:
+            yield tasks
+        finally:
+            left.set()
 
 
 class Backend(AsyncContextManagerMixin, ABC):

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import Any, Final, Literal, Self, cast
 
 import anyio
@@ -24,7 +25,6 @@ from fargate_runner._backend import Backend, Identity, Launch, TaskRef
 from fargate_runner._errors import (
     BackendError,
     FargateRunnerError,
-    InvalidJob,
     JobNotFound,
     KeyConflict,
     LaunchRejected,
@@ -71,7 +71,9 @@ _LAST_LINES_PATIENCE: Final = 30.0
 _LOGS_KEPT: Final = 100
 """Ended jobs whose logs a handle can still read; older ones are forgotten, and the runner's exit forgets all."""
 _ANSWER_PATIENCE: Final = 60.0
-"""Seconds that a backend may take for an answer to anything but `observe` and `stop`."""
+"""Seconds that a backend may take for an answer, where it is not asked to wait for news."""
+_LOOK_AGAIN: Final = 600.0
+"""Seconds after which a platform that has no news is asked whether it is still there."""
 _TRIES: Final = 5
 _FORGET_PATIENCE: Final = 30.0
 _SILENCE_PATIENCE: Final = 300.0
@@ -140,7 +142,7 @@ class _Live:
             self._interrupt()
 
     def leave(self, reason: str) -> None:
-        """Take back a claim: a job that several callers gave by the same key is stopped when the last of them leaves."""
+        """Take back a claim: a job that several callers share by its key is stopped when the last of them leaves."""
         self.claims -= 1
         if self.claims == 0:
             self.ask_stop(StopAsked(kind=Kind.CANCELLED, reason=reason))
@@ -301,7 +303,7 @@ class Runner(AsyncContextManagerMixin):
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
         if self._tasks is not None:
-            raise RunnerClosed("this runner is open, or was used before; make a new one")
+            raise RunnerClosed("this runner was used before; make a new one")
         failure: BaseException | None = None
         async with AsyncExitStack() as stack:
             if not self.backend.is_open:
@@ -309,7 +311,8 @@ class Runner(AsyncContextManagerMixin):
             async with anyio.create_task_group() as self._tasks:
                 try:
                     yield self
-                except BaseException as exc:  # re-raised below, where no task group can wrap it in an ExceptionGroup
+                # Re-raised below, where no task group can wrap it in an ExceptionGroup.
+                except BaseException as exc:  # noqa: BLE001
                     failure = exc
                 finally:
                     self._closing = True
@@ -521,18 +524,11 @@ class Runner(AsyncContextManagerMixin):
             if coming:
                 live.snapshot = None
                 continue
-            if job is None or live.stop is not None or live.letting_go:
-                break
-            decision = (job.retry or _DEFAULT_RETRY).decide(job, live.attempts)
-            if not decision.again:
-                break
             number += 1
-            if self._tell:
-                pause, why = decision.wait, decision.why
-                self._tell(RetryScheduled(key=live.key, job=live.name, attempt=number, wait=pause, why=why))
-            if await self._interruptible(live, anyio.sleep, decision.wait) is _INTERRUPTED:
+            again = await self._again(live, job, number)
+            if again is None:
                 break
-            job, live.snapshot = decision.job or job, None
+            job, live.snapshot = again, None
         live.result = JobResult(
             key=live.key,
             name=live.name,
@@ -542,6 +538,20 @@ class Runner(AsyncContextManagerMixin):
         )
         if self._tell:
             self._tell(JobEnded(key=live.key, job=live.name, result=live.result))
+
+    async def _again(self, live: _Live, job: Job | None, number: int) -> Job | None:
+        """Say what to launch as the attempt of *number*, once it is time; None if there shall be no other."""
+        if job is None or live.stop is not None or live.letting_go:
+            return None
+        decision = (job.retry or _DEFAULT_RETRY).decide(job, live.attempts)
+        if not decision.again:
+            return None
+        if self._tell:
+            pause, why = decision.wait, decision.why
+            self._tell(RetryScheduled(key=live.key, job=live.name, attempt=number, wait=pause, why=why))
+        if await self._interruptible(live, anyio.sleep, decision.wait) is _INTERRUPTED:
+            return None
+        return decision.job or job
 
     def _accept(self, live: _Live, *, adopted: bool = False) -> None:
         """From here on the job is ours to account for: exactly one end follows."""
@@ -557,7 +567,7 @@ class Runner(AsyncContextManagerMixin):
 
     async def _meet(self, live: _Live, job: Job, key: str) -> list[TaskRef]:
         """Find the attempts that the platform already knows of, and make sure that they are of the same job."""
-        refs = await self._ask(live, 1, "find", self.backend.find, self.namespace, key)
+        refs: list[TaskRef] = await self._ask(live, 1, "find", self.backend.find, self.namespace, key)
         if refs:
             there = refs[-1].description
             if there is not None and (different := _differences(there, job.describe(), grown=refs[-1].attempt > 1)):
@@ -583,9 +593,7 @@ class Runner(AsyncContextManagerMixin):
                 if self._tell:
                     address = ref.address
                     self._tell(
-                        AttemptLaunched(
-                            key=live.key, job=live.name, attempt=number, address=address, token=ref.token
-                        )
+                        AttemptLaunched(key=live.key, job=live.name, attempt=number, address=address, token=ref.token)
                     )
                 return ref
         except LaunchRejected as exc:
@@ -617,19 +625,20 @@ class Runner(AsyncContextManagerMixin):
         # Not to be cancelled: a launch whose effect is unknown is the classic orphan. Sent again, the same token meets
         # what it already started.
         try:
-            return await self._ask(live, number, "submit", self.backend.submit, launch, stubborn=True)
+            ref: TaskRef = await self._ask(live, number, "submit", self.backend.submit, launch, stubborn=True)
         except LaunchRejected:
             raise
         except (BackendError, OSError) as exc:
-            found = self.backend.find, launch.identity.namespace, launch.identity.key
+            where = launch.identity.namespace, launch.identity.key
             try:
-                refs = await self._ask(live, number, "find", *found, stubborn=True)
+                refs: list[TaskRef] = await self._ask(live, number, "find", self.backend.find, *where, stubborn=True)
             except (BackendError, OSError):
                 raise _LaunchUnanswered(str(exc)) from exc
             started = next((ref for ref in refs if ref.token == launch.token), None)
             if started is None:
                 raise
             return started
+        return ref
 
     async def _ask(
         self,
@@ -651,6 +660,8 @@ class Runner(AsyncContextManagerMixin):
         tries = 0
         while True:
             tries += 1
+            if cut and live.stop is not None:
+                return _INTERRUPTED
             try:
                 with CancelScope(deadline=anyio.current_time() + _ANSWER_PATIENCE) as scope:
                     if not cut:
@@ -661,8 +672,9 @@ class Runner(AsyncContextManagerMixin):
                     tries -= 1  # told to let go: it has to be known first what of
                     continue
                 assert scope.cancelled_caught
-                said = f"the platform did not answer to {operation} within {_ANSWER_PATIENCE:g} s"
-                error = BackendError(said, operation=operation, retryable=True)
+                error = _unanswered(operation)
+            except LaunchRejected:
+                raise
             except BackendError as exc:
                 error = exc
             if not error.retryable or tries == _TRIES or (live.stop is not None and not stubborn):
@@ -682,7 +694,7 @@ class Runner(AsyncContextManagerMixin):
                 return None
             snapshot = live.snapshot
             if watch.asked is None:
-                watch.asked = live.stop or watch.overdue(snapshot, now)
+                watch.asked = live.stop or watch.overdue(now)
             if watch.asked is not None and now >= watch.ask_again_at:
                 if watch.asks == _STOP_ASKS:
                     detail = f"asked to stop ({watch.asked.reason}), and nothing tells whether it did"
@@ -692,16 +704,19 @@ class Runner(AsyncContextManagerMixin):
             if now >= watch.silent_until:
                 detail = f"the platform has not answered for {_SILENCE_PATIENCE:g} s"
                 return await self._close(live, job, ref, self._unknown(detail), begun)
+            after = None if watch.in_doubt else snapshot
+            due = now + (_ANSWER_PATIENCE if after is None else _LOOK_AGAIN)
             try:
-                newer = await self._interruptible(
-                    live, lambda: self.backend.observe(ref, after=snapshot), deadline=watch.deadline
-                )
+                look = partial(self.backend.observe, ref, after=after)
+                newer = await self._interruptible(live, look, deadline=min(watch.deadline, due))
+                if newer is _INTERRUPTED and anyio.current_time() >= due:
+                    if after is None:
+                        raise _unanswered("observe")
+                    watch.in_doubt = True
             except BackendError as exc:
-                watch.failures += 1
-                if watch.failures == 1:
-                    watch.silent_until = anyio.current_time() + _SILENCE_PATIENCE
+                watch.failed(anyio.current_time())
                 self._unanswered(live, ref.attempt, "observe", exc)
-                await self._pause(live, watch)
+                await self._before_next_look(live, watch)
                 continue
             if newer is _INTERRUPTED:
                 continue
@@ -712,10 +727,8 @@ class Runner(AsyncContextManagerMixin):
                 return await self._close(live, job, ref, classify(newer, watch.asked), begun)
 
     def _see(self, live: _Live, ref: TaskRef, watch: _Watch, newer: Snapshot) -> None:
-        before = live.snapshot.phase if live.snapshot is not None else None
         live.snapshot = newer
-        if before is None or newer.phase > before:
-            watch.reached(newer.phase, anyio.current_time())
+        if watch.reached(newer.phase, anyio.current_time()):
             if self._tell:
                 self._tell(PhaseReached(key=live.key, job=live.name, attempt=ref.attempt, phase=newer.phase))
             live.touch()
@@ -724,9 +737,7 @@ class Runner(AsyncContextManagerMixin):
         asked = cast("StopAsked", watch.asked)
         if watch.asks == 0 and self._tell:
             self._tell(
-                StopRequested(
-                    key=live.key, job=live.name, attempt=ref.attempt, kind=asked.kind, reason=asked.reason
-                )
+                StopRequested(key=live.key, job=live.name, attempt=ref.attempt, kind=asked.kind, reason=asked.reason)
             )
         watch.asks += 1
         watch.ask_again_at = now + watch.stop_timeout + _STOP_GRACE
@@ -744,19 +755,13 @@ class Runner(AsyncContextManagerMixin):
             if exc.retryable:
                 watch.asks = _STOP_ASKS if now >= watch.no_stop_from else watch.asks - 1
 
-    async def _pause(self, live: _Live, watch: _Watch) -> None:
+    async def _before_next_look(self, live: _Live, watch: _Watch) -> None:
         """Wait before the platform is asked again; a stop that was not asked for yet comes first."""
         if live.letting_go or (live.stop is not None and watch.asked is None):
             return
-        with CancelScope(deadline=watch.deadline) as live.scope:
-            try:
-                await anyio.sleep(_pause(watch.failures))
-            finally:
-                live.scope = None
+        await self._interruptible(live, anyio.sleep, _pause(watch.failures), deadline=watch.deadline)
 
-    async def _close(
-        self, live: _Live, job: Job | None, ref: TaskRef, outcome: Outcome, begun: datetime
-    ) -> Attempt:
+    async def _close(self, live: _Live, job: Job | None, ref: TaskRef, outcome: Outcome, begun: datetime) -> Attempt:
         lines, complete = await self._last_lines(live, ref)
         return self._record(job, ref.token, ref, outcome, ref.attempt, begun, live.snapshot, lines, complete=complete)
 
@@ -860,10 +865,7 @@ class Runner(AsyncContextManagerMixin):
                 return
             live = self._kept.popleft()
             live.retired = True
-        if live.readers and not self._closing:
-            self._read_on.add(live)
-        else:
-            await self._forget(live)
+        await self._forget(live)
 
     def _reader_left(self, live: _Live) -> None:
         if live in self._read_on and not live.readers and not self._closing:
@@ -872,6 +874,9 @@ class Runner(AsyncContextManagerMixin):
 
     async def _forget(self, live: _Live) -> None:
         if live.forgotten:
+            return
+        if live.readers and not self._closing:
+            self._read_on.add(live)
             return
         live.forgotten = True
         for ref in live.refs:
@@ -897,12 +902,13 @@ class _Watch:
     """The clocks of one attempt: when it is overdue, when to ask for its end again, when to stop hoping."""
 
     __slots__ = (
-        "_running",
+        "_phase",
         "ask_again_at",
         "asked",
         "asks",
         "deadline_of_phase",
         "failures",
+        "in_doubt",
         "job",
         "no_stop_from",
         "silent_until",
@@ -918,10 +924,11 @@ class _Watch:
         self.asks = 0
         self.ask_again_at = float("-inf")
         self.failures = 0
+        self.in_doubt = False
         self.silent_until = float("inf")
         self.stop_refusals = 0
         self.no_stop_from = float("inf")
-        self._running = False
+        self._phase = 0
 
     @property
     def deadline(self) -> float:
@@ -929,27 +936,41 @@ class _Watch:
         due = self.ask_again_at if self.asked is not None else self.deadline_of_phase
         return min(due, self.silent_until)
 
-    def reached(self, phase: Phase, now: float) -> None:
-        """Start the clock of *phase*. A backend may skip RUNNING."""
-        if phase >= Phase.RUNNING and not self._running:
-            self._running = True
+    def reached(self, phase: Phase, now: float) -> bool:
+        """Say whether *phase* is later than any before. A backend may skip RUNNING; its clock starts all the same."""
+        before, self._phase = self._phase, max(phase, self._phase)
+        if before < Phase.RUNNING <= phase:
             timeout = self.job.timeout if self.job is not None else None
             self.deadline_of_phase = now + timeout.total_seconds() if timeout is not None else float("inf")
+        return phase > before
+
+    def failed(self, now: float) -> None:
+        """The platform did not answer. Next it is asked for what it knows, not for news: that may take hours."""
+        self.failures += 1
+        self.in_doubt = True
+        if self.failures == 1:
+            self.silent_until = now + _SILENCE_PATIENCE
 
     def answered(self) -> None:
         """The platform spoke: its silence is over."""
         self.failures = 0
+        self.in_doubt = False
         self.silent_until = float("inf")
 
-    def overdue(self, snapshot: Snapshot | None, now: float) -> StopAsked | None:
+    def overdue(self, now: float) -> StopAsked | None:
         """Say what to stop the attempt for, if its phase has lasted too long."""
         if now < self.deadline_of_phase or self.job is None:
             return None
-        if snapshot is None or snapshot.phase < Phase.RUNNING:
+        if self._phase < Phase.RUNNING:
             reason = f"it did not start within {_span(self.job.start_timeout)} (start_timeout)"
             return StopAsked(kind=Kind.NEVER_STARTED, reason=reason)
         limit = self.job.timeout or timedelta()
         return StopAsked(kind=Kind.TIMED_OUT, reason=f"it ran longer than {_span(limit)} (timeout)")
+
+
+def _unanswered(operation: str) -> BackendError:
+    said = f"the platform did not answer to {operation} within {_ANSWER_PATIENCE:g} s"
+    return BackendError(said, operation=operation, retryable=True)
 
 
 def _span(span: timedelta) -> str:
@@ -1033,7 +1054,7 @@ class _Batch:
         try:
             with self._pumping:
                 await self._pump()
-        except Exception as exc:  # the caller's iterable, or a job that cannot be: for the caller, at the next result
+        except Exception as exc:  # noqa: BLE001 (the caller's iterable, a job that cannot be: for the caller, at the next result)
             self._fail(exc)
         finally:
             self._exhausted = True
@@ -1120,6 +1141,8 @@ class _Batch:
             if self._failure is not None:
                 await self.settled()
                 raise self._failure
+            if self._closed:
+                raise StopAsyncIteration
             index = self._taken if self._ordered else next(iter(self._ended), -1)
             if index in self._ended:
                 live = self._ended.pop(index)
@@ -1127,7 +1150,7 @@ class _Batch:
                 self._touch()
                 assert live.result is not None
                 return live.result
-            if self._closed or (self._exhausted and not self._under_way):
+            if self._exhausted and not self._under_way:
                 raise StopAsyncIteration
             await self._news()
 

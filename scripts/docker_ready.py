@@ -106,9 +106,7 @@ class Engine:
         if address.scheme == "unix":
             return UnixConnection(address.path, timeout)
         if address.scheme in ("tcp", "http") and not os.environ.get("DOCKER_TLS_VERIFY"):
-            return http.client.HTTPConnection(
-                address.hostname or "localhost", address.port or 2375, timeout=timeout
-            )
+            return http.client.HTTPConnection(address.hostname or "localhost", address.port or 2375, timeout=timeout)
         raise NotReadyError(
             f"DOCKER_HOST={self.host}: this script speaks only unix:// and tcp:// without TLS;"
             " forward the engine's socket and point DOCKER_HOST at it"
@@ -203,9 +201,7 @@ def answering(engine: Engine) -> bool:
     try:
         status, _ = engine.call("GET", "/version", timeout=5)
     except PermissionError as exc:
-        raise NotReadyError(
-            f"this user may not open {engine.host}: run as root, or join the group 'docker'"
-        ) from exc
+        raise NotReadyError(f"this user may not open {engine.host}: run as root, or join the group 'docker'") from exc
     except OSError:
         return False
     return status == 200
@@ -229,13 +225,9 @@ def install(*packages: str) -> None:
     """Install Debian packages, or say why not."""
     wanted = " ".join(packages)
     if shutil.which("apt-get") is None:
-        raise NotReadyError(
-            f"there is no apt-get to install {wanted}; install its like by hand and run this again"
-        )
+        raise NotReadyError(f"there is no apt-get to install {wanted}; install its like by hand and run this again")
     if os.geteuid() != 0:
-        raise NotReadyError(
-            f"installing needs root; run: sudo apt-get install --no-install-recommends {wanted}"
-        )
+        raise NotReadyError(f"installing needs root; run: sudo apt-get install --no-install-recommends {wanted}")
     say(f"installing {wanted}")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "PATH": SEARCH_PATH}
     lock = ("-o", "DPkg::Lock::Timeout=120")
@@ -266,9 +258,7 @@ def start_engine(engine: Engine) -> None:
         say("starting the docker service")
         done = subprocess.run(["systemctl", "start", "docker"], capture_output=True, text=True, check=False)
         if done.returncode != 0 or not answering(engine):
-            raise NotReadyError(
-                f"the docker service did not start; see: journalctl -u docker\n{_tail(done.stderr)}"
-            )
+            raise NotReadyError(f"the docker service did not start; see: journalctl -u docker\n{_tail(done.stderr)}")
         return
     _forget_dead_engine()
     directory = "/var/log" if os.access("/var/log", os.W_OK) else tempfile.gettempdir()
@@ -351,9 +341,7 @@ class Tree:
                     status = os.fstat(content.fileno())
                     mode = 0o755 if status.st_mode & 0o100 else 0o644
                     # The time has to stay: compiled modules are valid only for sources of the same second.
-                    entry = _entry(
-                        path, tarfile.REGTYPE, mode=mode, size=status.st_size, mtime=int(status.st_mtime)
-                    )
+                    entry = _entry(path, tarfile.REGTYPE, mode=mode, size=status.st_size, mtime=int(status.st_mtime))
                     tar.addfile(entry, content)
             for path, target in sorted(self.links.items()):
                 entry = _entry(path, tarfile.SYMTYPE, mode=0o777)
@@ -374,9 +362,7 @@ def libraries(binaries: Iterable[Path]) -> dict[str, Path]:
     if not asked or shutil.which("ldd", path=SEARCH_PATH) is None:
         return {}
     # ldd exits 1 if any one is static, and says "not found" of what an optional module misses here as well.
-    told = subprocess.run(
-        ["ldd", *asked], capture_output=True, text=True, check=False, env={"PATH": SEARCH_PATH}
-    )
+    told = subprocess.run(["ldd", *asked], capture_output=True, text=True, check=False, env={"PATH": SEARCH_PATH})
     found = re.findall(r"^\s+(?:\S+ => )?(/\S+) \(0x", told.stdout, flags=re.MULTILINE)
     return {os.path.normpath(path): Path(path) for path in found}
 
@@ -408,9 +394,7 @@ def python_tree(busybox: Path) -> Tree:
         compiled = source.parent / "__pycache__" / f"{source.stem}.{sys.implementation.cache_tag}.pyc"
         if source.suffix == ".py" and compiled.is_file():
             tree.unhashed[_inside(compiled)] = compiled  # a start takes half the time with them
-    needed = libraries(
-        [interpreter, *(path for path in library.glob("lib-dynload/*.so") if _is_wanted(path))]
-    )
+    needed = libraries([interpreter, *(path for path in library.glob("lib-dynload/*.so") if _is_wanted(path))])
     homes = sorted({Path(path).parent for path in needed if re.match(r"libc\.so", Path(path).name)})
     extra = [home / name for home in homes for name in EXTRA_LIBRARIES if (home / name).is_file()]
     extra += [home / name for home in map(_usr, homes) for name in EXTRA_LIBRARIES if (home / name).is_file()]
@@ -515,9 +499,7 @@ def build(engine: Engine, recipe: Recipe) -> None:
     if recipe.proof:
         code, output = engine.run(recipe.tag, recipe.proof)
         if (code, output) != (0, "ok"):
-            engine.call(
-                "DELETE", f"/images/{recipe.tag}?force=1"
-            )  # else the next run would call it up to date
+            engine.call("DELETE", f"/images/{recipe.tag}?force=1")  # else the next run would call it up to date
             raise NotReadyError(
                 f"{recipe.tag} was built but {' '.join(recipe.proof)!r} exits {code} there:\n"
                 f"{_tail(output)}\n"
@@ -581,9 +563,7 @@ def make_ready(engine: Engine) -> None:
             install("busybox-static")
             busybox = find_busybox()
         if busybox is None:
-            raise NotReadyError(
-                "busybox-static is installed but there is no busybox; reinstall busybox-static"
-            )
+            raise NotReadyError("busybox-static is installed but there is no busybox; reinstall busybox-static")
         for recipe in recipes(busybox):
             build(engine, recipe)
     say(facts(engine))
@@ -598,9 +578,7 @@ def alone() -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Make this machine ready for the tests that need a Docker engine."
-    )
+    parser = argparse.ArgumentParser(description="Make this machine ready for the tests that need a Docker engine.")
     parser.add_argument("--check", action="store_true", help="only say whether it is, and change nothing")
     options = parser.parse_args(arguments)
     engine = Engine(os.environ.get("DOCKER_HOST") or DEFAULT_HOST)

@@ -22,7 +22,7 @@ can still write to them.
 """
 
 # Paths are plain text here: this file speaks to the operating system, many times a second.
-# ruff: noqa: PTH100, PTH102, PTH104, PTH108, PTH110, PTH112, PTH113, PTH118, PTH119, PTH120, PTH123, PTH208
+# ruff: noqa: PTH100, PTH102, PTH104, PTH108, PTH110, PTH112, PTH113, PTH115, PTH118, PTH119, PTH120, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ _NOTE_PATIENCE: Final = 5.0
 """Seconds that the parent of a job has for noting how it ended."""
 _KILL_PATIENCE: Final = 5.0
 _LEFTOVERS_PATIENCE: Final = 1.0
-"""Seconds to wait for a killed process group to be gone; zombies that nobody reaps never go."""
+"""Seconds to wait for a killed process group to be gone: longer only if one of it hangs in the kernel."""
 _DAY: Final = 86_400
 _MINUTE: Final = 60
 
@@ -193,6 +193,8 @@ class _Process:
     pidfd: int | None
     files: _Files
     is_ours: bool
+    parent: int = 0
+    """Who started it, if we did not."""
 
     def has_exited(self) -> bool:
         """Whether the leader is over. It stays a zombie, and its number taken, until it is reaped."""
@@ -271,20 +273,23 @@ def _pidfd(pid: int) -> int | None:
         return None
 
 
+_DEAD: Final = (b"Z", b"X")
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """What the kernel says of a process, from its state on (field 3 of proc(5)). None if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            text = file.read()
+    except OSError:
+        return None
+    return text[text.rindex(b")") + 2 :].split()  # the name before, in parentheses, may hold anything
+
+
 def _born(pid: int) -> str | None:
     """Return when *pid* was started, in ticks since boot: with its number it names a process. None if it is over."""
-    try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        text = os.read(fd, 4096)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-    fields = text[text.rindex(b")") + 2 :].split()  # proc(5): the name, in parentheses, may hold anything
-    return None if fields[0] in (b"Z", b"X") else fields[19].decode()
+    fields = _stat(pid)
+    return None if fields is None or fields[0] in _DEAD else fields[19].decode()
 
 
 def _ticks() -> int:
@@ -635,7 +640,7 @@ class ProcessBackend(Backend):
             threading.Thread(target=_reap_left, args=(orphans,), name="fargate-runner-reaper", daemon=True).start()
         else:
             shutil.rmtree(self._directory, ignore_errors=True)
-        _unlink_all(self._rubbish)
+        self._unlink(self._rubbish)
         for files in (*self._ready, *(record.files for record in self._records.values() if record.files is not None)):
             files.close()
         os.close(self._lock)
@@ -870,6 +875,7 @@ class ProcessBackend(Backend):
             "key": ref.key,
             "namespace": record.namespace,
             "pid": pid,
+            "parent": os.getpid(),
             "born": born,
             "boot": self._boot,
             "attempt": ref.attempt,
@@ -1018,7 +1024,7 @@ class ProcessBackend(Backend):
         except OSError:
             _close_all(fds)
             return None
-        process = _Process(pid, _pidfd(pid), _Files(path, *fds), is_ours=False)
+        process = _Process(pid, _pidfd(pid), _Files(path, *fds), is_ours=False, parent=card["parent"])
         # The pidfd first, then the look at who it is: the other way round the number could change hands between.
         if process.pidfd is None or not _is_alive(card, self._boot):
             # Neither running nor a zombie that its parent is about to make a note on: the number is another's by now.
@@ -1042,12 +1048,8 @@ class ProcessBackend(Backend):
                 self._ready.append(record.files)
                 return
             record.files.close()
-        path = _path_of(ref)
-        directory = os.path.dirname(path)
-        if record.snapshot.cause is Cause.COULD_NOT_START:
-            return
-        if directory == self._directory or os.path.exists(os.path.join(directory, "left")):
-            self._throw_away(path)
+        if record.snapshot.cause is not Cause.COULD_NOT_START:
+            self._throw_away(_path_of(ref))
 
     def _throw_away(self, path: str) -> None:
         self._rubbish.append(path)
@@ -1058,7 +1060,16 @@ class ProcessBackend(Backend):
         # A thread for the files of one job costs as much as they do: wait for some more. A close takes them all.
         await anyio.sleep(_RUBBISH_PAUSE)
         rubbish, self._rubbish = self._rubbish, []
-        await anyio.to_thread.run_sync(_unlink_all, rubbish, limiter=self._threads)
+        await anyio.to_thread.run_sync(self._unlink, rubbish, limiter=self._threads)
+
+    def _unlink(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            directory = os.path.dirname(path)
+            # What another backend started is its own to delete, as long as that is open.
+            if directory == self._directory or os.path.exists(os.path.join(directory, "left")):
+                for ending in _ENDINGS:
+                    with contextlib.suppress(OSError):
+                        os.unlink(path + ending)
 
     # ---- logs ------------------------------------------------------------------------------------------------------
 
@@ -1230,8 +1241,20 @@ async def _until_gone(group: int) -> None:
             return
         except PermissionError:
             pass
+        if not await anyio.to_thread.run_sync(_lives, group):
+            return
         await anyio.sleep(pause)
         pause = min(pause * 2, 0.05)
+
+
+def _lives(group: int) -> bool:
+    """Whether a process group has members that are not zombies: those wait for init, which may take its time."""
+    for name in os.listdir("/proc") if sys.platform == "linux" else ():
+        if name.isdigit() and (fields := _stat(int(name))) is not None:
+            state, members_of = fields[0], int(fields[2])
+            if members_of == group and state not in _DEAD:
+                return True
+    return sys.platform != "linux"
 
 
 def _reap_left(orphans: Sequence[tuple[_Process, str | None]]) -> None:
@@ -1254,6 +1277,10 @@ def _reap_left(orphans: Sequence[tuple[_Process, str | None]]) -> None:
 # ---- what lies on the disk -----------------------------------------------------------------------------------------
 
 
+_CARD_KEYS: Final = {
+    "attempt", "boot", "born", "container", "created_at", "description", "key", "namespace", "parent", "pid",
+    "stop_timeout", "token",
+}  # fmt: skip
 _ENDINGS: Final = (".out", ".err", ".json")
 
 
@@ -1280,28 +1307,21 @@ def _read_card(path: str, begin: bytes = b"") -> tuple[dict[str, Any] | None, tu
             return None, None
         card, note, *_ = text.split(b"\n", 2)
         code, stopped = json.loads(note) if note else (None, None)
-        return json.loads(card), (code, stopped) if code is not None else None
-    except (OSError, ValueError):  # gone, or being written
+        found = json.loads(card)
+        if not found.keys() >= _CARD_KEYS:  # of another version of this library
+            return None, None
+        return found, (code, stopped) if code is not None else None
+    except (OSError, ValueError, TypeError, AttributeError):  # gone, being written, or no card at all
         return None, None
 
 
 def _read_note(process: _Process) -> tuple[int, str | None] | None:
     """How a job of another process ended, as its parent noted just before it reaped it. In a worker thread."""
     deadline = time.monotonic() + _NOTE_PATIENCE
-    while process.pidfd is not None and _is_there(process.pid) and time.monotonic() < deadline:
+    # A parent that is dead will make no note: its zombie is then with init.
+    while (fields := _stat(process.pid)) and int(fields[1]) == process.parent and time.monotonic() < deadline:
         time.sleep(0.01)
     return _read_card(process.files.path)[1]
-
-
-def _is_there(pid: int) -> bool:
-    """Whether a process, or the zombie of one, has this number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _ref_of(path: str, card: Mapping[str, Any]) -> TaskRef:
@@ -1344,13 +1364,6 @@ def _is_stale(directory: str, boot: str) -> bool:
     if "left" not in names or not any(name.endswith(".json") for name in names):
         return True
     return time.time() - os.lstat(directory).st_mtime > _DAY
-
-
-def _unlink_all(paths: Sequence[str]) -> None:
-    for path in paths:
-        for ending in _ENDINGS:
-            with contextlib.suppress(OSError):
-                os.unlink(path + ending)
 
 
 class _LogFile:
@@ -1446,7 +1459,7 @@ def _log_files(fds: list[int], sizes: tuple[int, int] | None, tail: int | None) 
         # Of a job that goes on, what comes after the last line end is no line yet.
         ends = sizes or [_after_last_line(fd, base) for fd, base in zip(fds, bases, strict=True)]
         out, err = (_line_starts(*where, tail) for where in zip(fds, bases, ends, strict=True))
-        of_err = min(len(err), max(tail // 2, tail - len(out)))
+        of_err = min(len(err), max((tail + 1) // 2, tail - len(out)))
         of_out = min(len(out), tail - of_err)
         offsets = (out[len(out) - of_out] if of_out else ends[0], err[len(err) - of_err] if of_err else ends[1])
         return [_LogFile(*which) for which in zip(_STREAMS, fds, offsets, strict=True)]

@@ -6,6 +6,8 @@ import os
 import re
 import shlex
 import signal
+import threading
+import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import timedelta
@@ -38,6 +40,7 @@ from fargate_runner.telemetry import (
 __all__ = ["BACKENDS", "app", "exit_code", "main"]
 
 MISUSED: Final = 2
+OUR_BUG: Final = 70  # sysexits.h: EX_SOFTWARE
 OUTPUT_FAILED: Final = 74  # sysexits.h: EX_IOERR
 TAKEN_AWAY: Final = 75  # sysexits.h: EX_TEMPFAIL
 NO_PROOF: Final = 76
@@ -45,12 +48,19 @@ TIMED_OUT: Final = 124  # timeout(1)
 NOT_STARTED: Final = 125  # docker run
 _BY_SIGNAL: Final = 128
 
+# Where jobs go on, and stops are seen through, even if we vanish: no need for an orderly leave, which would wait for
+# the end of a stop. (Processes of this machine outlive us only if we leave in order, which takes no time there.)
+_OUTLIVE_US: Final = frozenset({"docker"})
+_MOMENT: Final = 0.15
+"""Seconds for the last words."""
+
 _EXIT_CODES: Final = """
 \b
 Exit codes:
   N     the job's own exit code
   1     it failed although its own exit code was 0 or is not known
   2     the command line or the job cannot be right; nothing was started
+  70    a bug in fargate-runner; please report what it printed
   74    the output could not be written
   75    the platform took the job away (safe to run again)
   76    lost, or ended in an unknown way: it may have done its work
@@ -209,18 +219,19 @@ def _refusal(exc: InvalidJob) -> str:
 def exit_code(result: JobResult, stopped_by: int = 0) -> int:
     """Return the exit code that tells how a job ended; *stopped_by* is the signal with which we were asked to stop."""
     outcome = result.outcome
-    code = outcome.exit_code
+    # What does not fit into an exit code must not be cut down to 0.
+    code = outcome.exit_code if outcome.exit_code is not None and 0 < outcome.exit_code < 256 else None
     match outcome.kind:
         case Kind.SUCCEEDED:
             return 0
         case Kind.FAILED:
-            return code if code is not None and 0 < code < 256 else 1
+            return code or 1
         case Kind.OUT_OF_MEMORY:
             return code or _BY_SIGNAL + signal.SIGKILL
         case Kind.TIMED_OUT:
             return TIMED_OUT
         case Kind.NEVER_STARTED:
-            return code if code in {126, 127} else NOT_STARTED
+            return code if code is not None and code in {126, 127} else NOT_STARTED
         case Kind.CANCELLED:
             return _BY_SIGNAL + (stopped_by or signal.SIGINT)
         case Kind.INTERRUPTED:
@@ -387,6 +398,10 @@ class _Session:
             for live in tuple(self._runner._lives):
                 live.let_go()
             self._screen.say(self._farewell(), style="yellow", always=True)
+            if self._runner.backend.name in _OUTLIVE_US:
+                hurry = threading.Timer(_MOMENT, os._exit, [code])
+                hurry.daemon = True
+                hurry.start()
         self._scope.cancel()
 
     def _farewell(self) -> str:
@@ -639,4 +654,7 @@ def main(args: Sequence[str] | None = None, *, backends: Mapping[str, Callable[[
         return MISUSED
     except click.Abort:
         return _BY_SIGNAL + signal.SIGINT
+    except Exception:  # noqa: BLE001 (a bug: it must be seen, and its exit code must not be taken for the job's)
+        traceback.print_exc()
+        return OUR_BUG
     return code if isinstance(code, int) else 0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 ROOT: Final = Path(__file__).parents[2]
 PROGRAM: Final = [sys.executable, "-m", "fargate_runner.cli"]
@@ -51,7 +52,7 @@ class Terminal:
         os.close(theirs)
         self.text = ""
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,12 +61,12 @@ class Terminal:
             self.process.wait()
         os.close(self._ours)
 
-    def read_until(self, wanted: str) -> str:
-        """Read what is shown until *wanted* was."""
-        while wanted not in self.text:
+    def read_until(self, pattern: str) -> re.Match[str]:
+        """Read what is shown until *pattern* was."""
+        while (found := re.search(pattern, self.text)) is None:
             if not self._read():
-                raise AssertionError(f"{wanted!r} was never shown; it ended with:\n{self.text}")
-        return self.text
+                raise AssertionError(f"{pattern!r} was never shown; it ended with:\n{self.text}")
+        return found
 
     def type(self, keys: str) -> None:
         """Press *keys*."""

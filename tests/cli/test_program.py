@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,10 +18,12 @@ WAITS = "echo ready $$; exec sleep 1000"
 IGNORES_SIGTERM = "trap '' TERM; echo ready $$; while :; do sleep 0.1; done"
 
 
-def pid_in(text: str) -> int:
-    found = re.search(r"ready (\d+)\s", text)
-    assert found is not None
-    return int(found[1])
+@pytest.fixture(autouse=True)
+def _jobs_of_this_test_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
+READY = r"ready (\d+)\s"
 
 
 def is_alive(pid: int) -> bool:
@@ -58,7 +61,9 @@ class TestExitCode:
     def test_the_exit_codes_are_in_the_help(self) -> None:
         told = run("run", "--help").stdout
 
-        assert {"74", "75", "76", "124", "125", "126", "127", "130", "137", "141"} <= set(re.findall(r"\d+", told))
+        assert {"70", "74", "75", "76", "124", "125", "126", "127", "130", "137", "141"} <= set(
+            re.findall(r"\d+", told)
+        )
 
 
 class TestOutput:
@@ -112,9 +117,13 @@ class TestOutput:
         ) as process:
             assert process.stdout is not None
             assert process.stderr is not None
-            first = process.stdout.readline()
-            process.stdout.close()
-            told = process.stderr.read()
+            try:
+                first = process.stdout.readline()
+                process.stdout.close()
+                told = process.stderr.read()
+                process.wait()
+            finally:
+                process.kill()
 
         assert first == "y\n"
         assert process.returncode == 141
@@ -164,7 +173,9 @@ class TestEnvironment:
 class TestMissingExtra:
     @pytest.mark.parametrize("library", ["click", "rich"])
     def test_it_says_what_to_install_in_one_line(self, library: str) -> None:
-        code = f"import sys; sys.modules[{library!r}] = None; from fargate_runner.cli import main; sys.exit(main(['run']))"
+        code = (
+            f"import sys; sys.modules[{library!r}] = None; from fargate_runner.cli import main; sys.exit(main(['run']))"
+        )
 
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -180,7 +191,9 @@ class TestOnATerminal:
 
         assert (terminal.text, code) == ("\x1b[31mred\x1b[0m\r\n", 0)
 
-    @pytest.mark.parametrize(("args", "variables"), [(["--no-color"], {}), ([], {"NO_COLOR": "1"}), ([], {"TERM": "dumb"})])
+    @pytest.mark.parametrize(
+        ("args", "variables"), [(["--no-color"], {}), ([], {"NO_COLOR": "1"}), ([], {"TERM": "dumb"})]
+    )
     def test_colours_can_be_refused(self, args: list[str], variables: dict[str, str]) -> None:
         env = environment(**variables)
 
@@ -192,7 +205,7 @@ class TestOnATerminal:
 
     def test_ctrl_c_stops_the_job(self) -> None:
         with Terminal("run", "-", "--", "sh", "-c", WAITS) as terminal:
-            pid = pid_in(terminal.read_until("ready "))
+            pid = int(terminal.read_until(READY)[1])
             terminal.type("\x03")
             code = terminal.finish()
 
@@ -202,8 +215,10 @@ class TestOnATerminal:
         assert not is_alive(pid)
 
     def test_a_second_ctrl_c_leaves_the_job_alive_and_tells_how_to_meet_it(self) -> None:
-        with Terminal("run", "--key", "a b", "--namespace", "twice", "-", "--", "sh", "-c", IGNORES_SIGTERM) as terminal:
-            pid = pid_in(terminal.read_until("ready "))
+        with Terminal(
+            "run", "--key", "a b", "--namespace", "twice", "-", "--", "sh", "-c", IGNORES_SIGTERM
+        ) as terminal:
+            pid = int(terminal.read_until(READY)[1])
             terminal.type("\x03")
             terminal.read_until("press Ctrl-C again")
             terminal.type("\x03")
@@ -218,9 +233,9 @@ class TestOnATerminal:
 
     def test_ctrl_c_in_attach_ends_only_the_watching(self) -> None:
         with Terminal("run", "--key", "watched", "-", "--", "sh", "-c", WAITS) as owner:
-            pid = pid_in(owner.read_until("ready "))
+            pid = int(owner.read_until(READY)[1])
             with Terminal("attach", "watched") as watcher:
-                watcher.read_until("ready ")
+                watcher.read_until(READY)
                 watcher.type("\x03")
                 code = watcher.finish()
             alive = is_alive(pid)
@@ -232,7 +247,7 @@ class TestOnATerminal:
 
     def test_stop_ends_a_job_of_another_program(self) -> None:
         with Terminal("run", "--key", "stopped", "-", "--", "sh", "-c", WAITS) as owner:
-            pid = pid_in(owner.read_until("ready "))
+            pid = int(owner.read_until(READY)[1])
             done = run("stop", "stopped")
             owner.finish()
 
@@ -253,7 +268,7 @@ class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
     def test_the_job_is_stopped_as_by_ctrl_c(self, number: signal.Signals) -> None:
         with Terminal("run", "-", "--", "sh", "-c", WAITS) as terminal:
-            pid = pid_in(terminal.read_until("ready "))
+            pid = int(terminal.read_until(READY)[1])
             terminal.process.send_signal(number)
             code = terminal.finish()
 

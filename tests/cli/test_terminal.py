@@ -13,28 +13,36 @@ from hypothesis import strategies as st
 from fargate_runner.cli._terminal import clean, fence
 
 SGR = re.compile(r"\x1b\[[0-9;:]*m")
-UNSAFE_FORMATS = {chr(c) for c in (0x61C, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF, *range(0x2028, 0x202F))}
-UNSAFE_FORMATS |= {chr(c) for c in (*range(0x2066, 0x206A), *range(0xE0000, 0xE0080))}
+UNSAFE_FORMATS = {
+    chr(c)
+    for c in (
+        *(0x61C, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF),
+        *range(0x2028, 0x202F),
+        *range(0x2066, 0x206A),
+        *range(0xE0000, 0xE0080),
+    )
+}
 
 BODIES = [
-    "0;title", "2;title", "8;;file:///etc/passwd", "8;id=1;https://example.org", "52;c;cm0gLXJmIC8=", "4;1;rgb:ff/00/00",
-    "10;?", "1337;File=inline=1:AAAA", "777;notify;a;b", "9;4;1;50", "$q q", "+q544e", "q#0;2;0;0;0#0~~", "Gf=100;AAAA",
-    "",
+    "0;title", "2;title", "8;;file:///etc/passwd", "8;id=1;https://example.org", "52;c;cm0gLXJmIC8=",
+    "4;1;rgb:ff/00/00", "10;?", "1337;File=inline=1:AAAA", "777;notify;a;b", "9;4;1;50", "$q q", "+q544e",
+    "q#0;2;0;0;0#0~~", "Gf=100;AAAA", "",
 ]  # fmt: skip
 STARTS = ["\x1b]", "\x1bP", "\x1bX", "\x1b^", "\x1b_", "\x9d", "\x90", "\x98", "\x9e", "\x9f"]
 ENDS = ["\x07", "\x1b\\", "\x9c", "", "\x1b", "\x18"]
 STRINGS = [start + body + end for start, body, end in itertools.product(STARTS, BODIES, ENDS)]
 CSI = [
-    "2J", "3J", "H", "1;1H", "K", "2K", "A", "999B", "C", "D", "s", "u", "?25l", "?1049h", "?2004h", "?1000h", "6n", "c",
-    ">c", "=c", "5n", "0q", " q", "!p", "1;2r", "20h", "8;50;50t", "21t", "22;0t", "?5h", "1$}", ">4;2m", "?4m", "<u",
-    "31", "31;", "", "1;1\x08H", "31 m", ";;;;", "38;2;1;2",
+    "2J", "3J", "H", "1;1H", "K", "2K", "A", "999B", "C", "D", "s", "u", "?25l", "?1049h", "?2004h", "?1000h",
+    "6n", "c", ">c", "=c", "5n", "0q", " q", "!p", "1;2r", "20h", "8;50;50t", "21t", "22;0t", "?5h", "1$}",
+    ">4;2m", "?4m", "<u", "31", "31;", "", "1;1\x08H", "31 m", ";;;;", "38;2;1;2",
 ]  # fmt: skip
 OTHER = [
-    "\x1bc", "\x1b7", "\x1b8", "\x1bM", "\x1bD", "\x1bE", "\x1b(0", "\x1b)B", "\x1b%G", "\x1b#8", "\x1b=", "\x1b>", "\x1b",
-    "\x1b\x1b", "\x1b\x1b[31m[2J", "\x1b\x1b]0;x\x07]0;y\x07", "\x1b[\x1b[2J2J", "\x1b[3\x1b[2J1m", "\x1b(P", "\x1b\\",
-    "\x84", "\x85", "\x8d", "\x9b", "\x9b2J", "\x9b31m", "\x9c", "\x0e", "\x0f", "\x05", "\x08\x08\x08", "\x7f", "\x00",
-    "\x07", "\x0b", "\x0c", "\x1a", "\x1c", "a\r\x1b[2J", "\r\r\r", "\ud800", "\udc9b2J", "\u202epwn", "\u2066x\u2069",
-    "\u200bx", "a\u200db", "\u2028x", "\u2029", "\ufeffx", "\u061cx", "\U000e0041x", "\ufff9a\ufffab\ufffb",
+    "\x1bc", "\x1b7", "\x1b8", "\x1bM", "\x1bD", "\x1bE", "\x1b(0", "\x1b)B", "\x1b%G", "\x1b#8", "\x1b=",
+    "\x1b>", "\x1b", "\x1b\x1b", "\x1b\x1b[31m[2J", "\x1b\x1b]0;x\x07]0;y\x07", "\x1b[\x1b[2J2J",
+    "\x1b[3\x1b[2J1m", "\x1b(P", "\x1b\\", "\x84", "\x85", "\x8d", "\x9b", "\x9b2J", "\x9b31m", "\x9c", "\x0e",
+    "\x0f", "\x05", "\x08\x08\x08", "\x7f", "\x00", "\x07", "\x0b", "\x0c", "\x1a", "\x1c", "a\r\x1b[2J",
+    "\r\r\r", "\ud800", "\udc9b2J", "\u202epwn", "\u2066x\u2069", "\u200bx", "a\u200db", "\u2028x", "\u2029",
+    "\ufeffx", "\u061cx", "\U000e0041x", "\ufff9a\ufffab\ufffb",
 ]  # fmt: skip
 PAYLOADS = sorted({*STRINGS, *("\x1b[" + tail for tail in CSI), *("\x9b" + tail for tail in CSI), *OTHER})
 
@@ -42,7 +50,9 @@ PAYLOADS = sorted({*STRINGS, *("\x1b[" + tail for tail in CSI), *("\x9b" + tail 
 def unsafe(shown: str) -> str:
     """What is left in *shown* that a terminal might obey."""
     rest = SGR.sub("", shown)
-    return "".join(c for c in rest if c not in "\t\n" and (unicodedata.category(c) in {"Cc", "Cs"} or c in UNSAFE_FORMATS))
+    return "".join(
+        c for c in rest if c not in "\t\n" and (unicodedata.category(c) in {"Cc", "Cs"} or c in UNSAFE_FORMATS)
+    )
 
 
 class TestPayloads:
@@ -133,7 +143,7 @@ class TestShowing:
             ("100%\r", "100%"),
             ("100%\r\x1b[K", "100%"),
             ("100%\r\x1b[0m", "100%"),
-            ("👩\u200d💻 می\u200cخواهم", "👩\u200d💻 می\u200cخواهم"),
+            ("👩\u200d💻 न\u200dम", "👩\u200d💻 न\u200dम"),
             ("pass\u200dword", "pass\ufffdword"),
             ("user\u202enimda", "user\ufffdnimda"),
         ],
@@ -144,7 +154,9 @@ class TestShowing:
     def test_colours_go_where_they_are_not_wanted(self) -> None:
         assert clean("\x1b[31mred\x1b[0m") == "red"
 
-    @pytest.mark.parametrize("piece", ["\x1b]", "\x9d", "\x1b[", "\x1b[1;", "\x1b", "\r", "\x1bP\x1b", "\x9b ", "\u200d", "\n"])
+    @pytest.mark.parametrize(
+        "piece", ["\x1b]", "\x9d", "\x1b[", "\x1b[1;", "\x1b", "\r", "\x1bP\x1b", "\x9b ", "\u200d", "\n"]
+    )
     def test_a_megabyte_of_one_piece_takes_linear_time(self, piece: str) -> None:
         assert not unsafe(clean(piece * (1_000_000 // len(piece)), colours=True))
 

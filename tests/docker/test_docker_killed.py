@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 import subprocess
@@ -11,22 +12,23 @@ from collections.abc import Iterator
 
 import pytest
 
-from fargate_runner import DockerBackend, Job, Runner
+from fargate_runner import DockerBackend, Job, Phase, Runner
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("engine"), pytest.mark.timeout(300)]
 
 IMAGE = "fargate-runner-test/busybox:latest"
 
-# Submits keyed jobs in waves and tells of each step on stdout, so that the test can kill it at a step and not at a time.
+# Submits keyed jobs and tells of each step on stdout, so that the test can kill it at a step and not at a time.
 VICTIM = """
 import sys, anyio
-from fargate_runner import DockerBackend, Job, Runner
+from fargate_runner import DockerBackend, Job, Phase, Runner
 
 def say(event):
-    print(type(event).__name__, event.key, flush=True)
+    print(type(event).__name__, getattr(event, "phase", ""), event.key, flush=True)
 
 async def one(runner, number):
-    job = Job(image=sys.argv[2], command=["sh", "-c", f"echo {number}; sleep 1; exit {number}"], key=f"{sys.argv[1]}/{number}")
+    script = f"echo {number}; sleep 1; exit {number}"
+    job = Job(image=sys.argv[2], command=["sh", "-c", script], key=f"{sys.argv[1]}/{number}")
     await (await runner.submit(job)).wait()
 
 async def main():
@@ -44,13 +46,13 @@ def job(key: str, number: int) -> Job:
     return Job(image=IMAGE, command=["sh", "-c", f"echo {number}; sleep 1; exit {number}"], key=f"{key}/{number}")
 
 
-def killed_after(lines: int, key: str, *, delay: Iterator[float]) -> None:
-    """Run the victim and kill it some moments after it has said so many lines."""
+def killed_after(lines: int, key: str, *, delay: Iterator[float], saying: str = "") -> None:
+    """Run the victim and kill it some moments after it has said so many lines with *saying* in them."""
     victim = subprocess.Popen([sys.executable, "-c", VICTIM, key, IMAGE], stdout=subprocess.PIPE, text=True)
     with victim:
         assert victim.stdout is not None
-        for _ in range(lines):
-            victim.stdout.readline()
+        told = (line for line in victim.stdout if saying in line)
+        list(itertools.islice(told, lines))
         try:
             victim.wait(next(delay))
         except subprocess.TimeoutExpired:
@@ -80,7 +82,7 @@ async def test_after_a_kill_every_job_ends_once_and_nothing_is_left(seed: int) -
 
 async def test_a_killed_runners_job_is_met_running() -> None:
     key = uuid.uuid4().hex
-    killed_after(13, key, delay=iter([0.0]))
+    killed_after(2, key, delay=iter([0.0]), saying=f"PhaseReached {Phase.RUNNING}")
 
     async with Runner(DockerBackend(), namespace="killed") as runner:
         found = {n: await runner.backend.find("killed", f"{key}/{n}") for n in range(6)}

@@ -192,6 +192,10 @@ def test_the_last_part_of_a_line_is_known_without_a_line_end_where_the_driver_le
     assert [(line.stream, len(line.text)) for line in lines.finish()] == [("stdout", 16_384), ("stderr", 16_384)]
 
 
+def test_a_short_part_is_the_last_and_does_not_wait_for_the_next_line() -> None:
+    assert texts(Lines(unmarked=True).take([frame(1, b"x" * 16_384), frame(1, b"end")])) == ["x" * 16_384 + "end"]
+
+
 def test_an_error_of_the_engine_is_no_line_and_loses_none() -> None:
     lines = Lines()
 

@@ -1,2 +1,7 @@
-from fargate_runner.backends.docker._backend import DockerBackend
-__all__ = ["DockerBackend"]
+"""A real Docker engine as a place where jobs run, under Fargate's rules. Needs the extra ``docker`` once it is opened."""
+
+from __future__ import annotations
+
+from fargate_runner.backends.docker._backend import AwsCredentials, DockerBackend
+
+__all__ = ["AwsCredentials", "DockerBackend"]

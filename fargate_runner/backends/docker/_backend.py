@@ -1,705 +1,1371 @@
 """
-Real containers, under Fargate's rules.
+A backend that runs jobs as containers of a Docker engine, behaving as Fargate does.
 
-One coroutine of the backend's own task group launches and watches each attempt (`_Run`), so that no caller's
-cancellation can cut a create or a start in the middle: aiodocker leaves an orphan then, nearly every time. Everything
-is named and labelled before it is made; what a killed process left is told apart by those labels alone.
+What keeps the promises:
+
+- A launch belongs to the backend, not to whoever called `submit`: a create or start that is cancelled half-way has an
+  effect that nobody knows of. It is stopped between the calls only, and what it made is then removed.
+- Names and labels are set with the create call itself. The name follows from the token, so that the engine refuses a
+  second container for the same launch; the labels tell whose it is, what it runs and which process started it.
+- The engine's inspection is the truth, its ``wait`` only the moment to look. A cut connection says nothing.
+- When a backend opens, it removes what a process that is provably dead had created and not started.
+
+One `_Record` per attempt holds what was last seen; one task per record sees it from launch to end.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import socket
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
-from datetime import UTC, datetime
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+import signal
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 
 import anyio
+import anyio.to_thread
 import attrs
-from anyio import CancelScope, Event
+from anyio import CancelScope
 from anyio.abc import TaskGroup
 
 from fargate_runner._backend import Backend, Identity, Launch, TaskRef, launch_token
-from fargate_runner._errors import BackendError, InvalidJob, KeyConflict, LogsUnavailable, RunnerClosed
-from fargate_runner._job import Job, Secret, SecretRef, start_order
+from fargate_runner._errors import (
+    BackendError,
+    BackendUnavailable,
+    InvalidJob,
+    KeyConflict,
+    LaunchRejected,
+    LogsUnavailable,
+    RunnerClosed,
+)
+from fargate_runner._job import Job, Secret
 from fargate_runner._lifecycle import Cause, LogLine, Phase, Proof, Snapshot
-from fargate_runner.backends.docker import _spec as spec
-from fargate_runner.backends.docker._engine import Engine, EngineError, container_path
-from fargate_runner.backends.docker._pause import archive
-from fargate_runner.backends.docker._spec import LABEL
+from fargate_runner.backends.docker import _host, _pause, _spec
+from fargate_runner.backends.docker._engine import Engine, Refused
+from fargate_runner.backends.docker._spec import LABEL, End, Trouble
 
 if TYPE_CHECKING:
     from fargate_runner.backends.docker._metadata import MetadataServer
 
-__all__ = ["DockerBackend"]
+__all__ = ["AwsCredentials", "DockerBackend"]
+
+_T = TypeVar("_T")
 
 _STARTS_AT_ONCE: Final = 8
-_KEEP_ENDED: Final = 3600.0
-"""Seconds that an ended attempt of a dead owner is kept, as ECS keeps a stopped task."""
+"""More only make each other slower: the engine is saturated at 4 to 8 (measured)."""
+_DOUBT_AFTER: Final = 10.0
+"""Seconds that the engine may be away before whoever observes is told."""
+_PAUSE_MIN, _PAUSE_MAX = 0.1, 2.0
 _CLOSE_PATIENCE: Final = 60.0
-_SILENCE: Final = 10.0
-"""Seconds without an answer after which observing says so."""
+_STOP_MARGIN: Final = 10.0
+_REAP_PATIENCE: Final = 20.0
+_REAP_AGAIN: Final = 3.0
+"""Seconds after which a process that was just killed has no create or start under way any more."""
+_REAP_EVERY: Final = 600.0
+_KEPT: Final = timedelta(hours=1)
+"""How long an ended attempt of a dead process is kept, as ECS keeps stopped tasks."""
+_INIT_CODES: Final = {1, 126, 127}
+_INIT_WITHIN: Final = timedelta(seconds=10)
 
 
-class _CouldNotStart(Exception):
-    def __init__(self, said: spec.Said) -> None:
-        super().__init__(said.reason)
-        self.said = said
+@attrs.frozen(kw_only=True)
+class AwsCredentials:
+    """What a job gets to speak with AWS, if `DockerBackend` is asked to give it any. Use short sessions."""
+
+    access_key_id: str
+    secret_access_key: str = attrs.field(repr=False)
+    session_token: str | None = attrs.field(default=None, repr=False)
+    expires_at: datetime | None = None
+
+    def as_file(self) -> str:
+        """Return them as a shared credentials file."""
+        lines = [
+            "[default]",
+            f"aws_access_key_id = {self.access_key_id}",
+            f"aws_secret_access_key = {self.secret_access_key}",
+        ]
+        if self.session_token:
+            lines.append(f"aws_session_token = {self.session_token}")
+        if self.expires_at:
+            lines.append(f"x_security_token_expires = {self.expires_at.isoformat()}")
+        return "\n".join([*lines, ""])
+
+
+class _Unstartable(Exception):
+    """The attempt cannot start, and why."""
+
+    def __init__(self, trouble: Trouble, evidence: str) -> None:
+        super().__init__(trouble.reason)
+        self.trouble = trouble
+        self.evidence = evidence
+
+
+class _Met(Exception):
+    """The token has been used by another process: its containers are there, or about to be."""
 
 
 @attrs.define(eq=False)
-class _Run:
-    """What this process knows of one attempt."""
+class _Member:
+    """One container of an attempt."""
+
+    name: str
+    """The engine's name for it."""
+    container: str
+    """The job's name for it; empty for the one that holds the network."""
+    role: str
+    essential: bool
+    id: str = ""
+    started: anyio.Event = attrs.field(factory=anyio.Event)
+    over: anyio.Event = attrs.field(factory=anyio.Event)
+    exit_code: int | None = None
+
+    @property
+    def where(self) -> str:
+        return self.id or self.name
+
+
+@attrs.define(eq=False)
+class _Record:
+    """One attempt, as we know it."""
 
     ref: TaskRef
     namespace: str
-    request: Mapping[str, Any]
-    launch: Launch | None
+    job: _Member
+    others: list[_Member]
+    stop_timeout: int
     snapshot: Snapshot
-    changed: Event = attrs.field(factory=Event)
+    launch: Launch | None = None
+    """None if it was launched by another process."""
+    shared: bool = False
+    changed: anyio.Event = attrs.field(factory=anyio.Event)
+    placed: anyio.Event = attrs.field(factory=anyio.Event)
+    """Set once its containers exist, or will never."""
+    settled: anyio.Event = attrs.field(factory=anyio.Event)
+    """Set once its own container has started, or will never."""
+    starting: CancelScope = attrs.field(factory=CancelScope)
+    """What may be given up before the job's own container has started."""
+    life: CancelScope = attrs.field(factory=lambda: CancelScope(shield=True))
     stop_reason: str | None = None
-    stop_effective: bool = False
-    stopping: bool = False
-    made: Event = attrs.field(factory=Event)
-    """The job's container exists, or never will."""
-    exists: bool = False
-    containers: dict[str, str] = attrs.field(factory=dict)
-    """Names of containers by role name, in start order; the job's own last."""
-    sidecar_end: str | None = None
-    silent_since: float | None = None
+    stopped: str | None = None
+    """The reason, once the engine has said that our stop had an effect."""
+    stops: int = 0
+    leaving: bool = False
+    """The job's own container is over, its sidecars are being stopped."""
+    failure: _Unstartable | None = None
+    signals: list[int] = attrs.field(factory=list)
+    outage: bool = False
     trouble: BackendError | None = None
     readers: int = 0
-    init_failed: str | None = None
+    doomed: bool = False
+    mute: bool = False
+    """The only line of the job's own container is the init process's, and not the job's."""
+    mount: bool = False
+    cgroup: str | None = None
 
-    def see(self, snapshot: Snapshot) -> None:
-        if self.snapshot.ended or snapshot == self.snapshot or snapshot.phase < self.snapshot.phase:
+    @property
+    def members(self) -> list[_Member]:
+        return [*self.others, self.job]
+
+    @property
+    def ended(self) -> bool:
+        return self.snapshot.ended
+
+    def tell(self, snapshot: Snapshot) -> None:
+        """Note what is seen now. It never goes back."""
+        if self.ended or snapshot.phase < self.snapshot.phase:
             return
         self.snapshot = snapshot
-        self.touch()
+        if snapshot.ended:
+            self.placed.set()
+            self.settled.set()
+            self.job.over.set()
+        self.wake()
 
-    def touch(self) -> None:
+    def reach(self, phase: Phase, **changes: Any) -> None:
+        if phase > self.snapshot.phase:
+            self.tell(attrs.evolve(self.snapshot, phase=phase, **changes))
+
+    def doubt(self, trouble: BackendError) -> None:
+        self.trouble = trouble
+        self.wake()
+
+    def wake(self) -> None:
         self.changed.set()
-        self.changed = Event()
+        self.changed = anyio.Event()
 
 
 class DockerBackend(Backend):
-    """Hedge."""
+    """
+    Runs each job as a container of a Docker engine, under Fargate's rules.
+
+    Needs the extra ``docker``. The engine is *url*, or found as ``docker`` itself finds it: DOCKER_HOST, the current
+    context, the usual sockets, those of Podman. *network* is the engine's network that jobs are put on.
+
+    As on Fargate: the job's vCPUs as a quota, its memory as a hard limit without swap; SIGTERM, ``stop_timeout``,
+    SIGKILL; an init process; sidecars on one network, where 127.0.0.1 is the same for all; and the task metadata
+    endpoint (``ECS_CONTAINER_METADATA_URI_V4``), as long as the backend that launched the job is open. Different are:
+
+    - A job that is larger than the machine gets all of its CPUs. Images are pulled only if the engine lacks them.
+    - ``ephemeral_storage_gib`` is a file system of that size at *scratch_path*, where we are root on the engine's
+      machine. Elsewhere it is a tmpfs, whose content counts as memory. Without it nothing is bounded.
+    - The limits of a job with sidecars hold for all of its containers together where we are root on the engine's
+      machine. Elsewhere each container may use that much.
+    - The metadata endpoint is missing where containers cannot reach this machine (a remote engine, network "none").
+    - No AWS credentials reach a job, unless *aws_credentials* returns some when it is called before each launch.
+      They are put into the container as a file, where ``docker inspect`` does not show them, and are not renewed.
+    - An ended attempt is kept until the runner forgets it, or for an hour if its process has died.
+
+    Podman's socket is used as it is, best effort: a job killed for memory is told as exit code 137, a command that is
+    not there as a refused start, log lines carry whole seconds.
+    """
 
     name: ClassVar[str] = "docker"
 
-    def __init__(self, url: str | None = None, *, network: str = "bridge", utcnow: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        network: str = "bridge",
+        aws_credentials: Callable[[], AwsCredentials | Awaitable[AwsCredentials]] | None = None,
+        scratch_path: str = "/tmp",  # noqa: S108 (a path in the container)
+    ) -> None:
         self._url = url
         self._network = network
-        self._utcnow = utcnow
-        self._runs: dict[str, _Run] = {}
+        self._aws_credentials = aws_credentials
+        self._scratch_path = scratch_path
+        self._records: dict[str, _Record] = {}
+        self._by_id: dict[str, _Record] = {}
+        self._pulls: dict[str, anyio.Lock] = {}
+        self._metadata: MetadataServer | None = None
+        self._owner = self._nonce = ""
         self._closing = False
+
+    # ---- its own life ----------------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def _running(self) -> AsyncGenerator[None]:
-        self._runs.clear()
+        self._records.clear()
+        self._by_id.clear()
+        self._pulls.clear()
         self._closing = False
         self._starts = anyio.CapacityLimiter(_STARTS_AT_ONCE)
-        self._engine = await Engine.connect(self._url)
-        self._owner = _owner()
-        self._pause: str | None = None
         self._pause_lock = anyio.Lock()
-        self.default_concurrency = max(4, 4 * int(self._engine.host.get("NCPU") or 1))
-        try:
-            async with anyio.create_task_group() as tasks:
-                self._tasks: TaskGroup = tasks
-                tasks.start_soon(self._reap)
-                try:
-                    yield
-                finally:
-                    self._closing = True
-                    with CancelScope(shield=True), anyio.move_on_after(_CLOSE_PATIENCE):
-                        for run in tuple(self._runs.values()):
-                            await run.made.wait()
+        self._metadata_lock = anyio.Lock()
+        self._metadata_tried = self._watches_kills = self._has_pause = False
+        self._reaping, self._listening = CancelScope(shield=True), CancelScope(shield=True)
+        self._nonce = os.urandom(8).hex()
+        failure: BaseException | None = None
+        async with Engine.connected(self._url) as engine:
+            self._engine = engine
+            self._owner = await anyio.to_thread.run_sync(_host.owner_label, self._nonce)
+            self.default_concurrency = max(4, 4 * engine.ncpu)
+            _host.opened(self._nonce)
+            try:
+                with anyio.move_on_after(_REAP_PATIENCE):
+                    await self._reap()
+                async with anyio.create_task_group() as tasks:
+                    self._tasks: TaskGroup = tasks
+                    tasks.start_soon(self._reap_now_and_then)
+                    try:
+                        yield
+                    except anyio.get_cancelled_exc_class():
+                        await self._settle()
+                        raise
+                    except BaseException as exc:  # noqa: BLE001 (re-raised below, where nothing wraps it in a group)
+                        failure = exc
+                    await self._settle()
                     tasks.cancel_scope.cancel()
-        finally:
-            with CancelScope(shield=True):
-                await self._engine.close()
+            finally:
+                _host.closed(self._nonce)
+                for record in self._records.values():
+                    record.wake()  # whoever still waits is told that we are closed
+        if failure is not None:
+            raise failure
+
+    async def _settle(self) -> None:
+        """Give up what has not started, see stops through, leave the rest alone. Bounded, and not to be cancelled."""
+        self._closing = True
+        with CancelScope(shield=True):
+            records = list(self._records.values())
+            for record in records:
+                if not record.settled.is_set():
+                    record.starting.cancel()
+            longest = max((r.stop_timeout for r in records if r.stops or r.leaving), default=0)
+            with anyio.move_on_after(_CLOSE_PATIENCE + longest + _STOP_MARGIN):
+                for record in records:
+                    await record.settled.wait()
+                    while not record.ended and (record.stop_reason is not None or record.leaving):
+                        await record.changed.wait()
+                for record in records:
+                    if record.doomed or (record.ended and not record.job.started.is_set() and record.launch):
+                        try:
+                            await self._remove(record)
+                        except BackendError:
+                            break  # the next one that opens finds it
+            self._reaping.cancel()
+            self._listening.cancel()
+            for record in records:
+                record.life.cancel()
+            with anyio.move_on_after(_STOP_MARGIN):
+                if self._metadata is not None:
+                    await self._metadata.close()
+                    self._metadata = None
 
     def _check_open(self) -> None:
         if not self.is_open:
             raise RunnerClosed("the docker backend is not open: use it inside 'async with'")
 
+    # ---- reaping ---------------------------------------------------------------------------------------------------
+
+    async def _reap_now_and_then(self) -> None:
+        with self._reaping:
+            pause = _REAP_AGAIN
+            while True:
+                await anyio.sleep(pause)
+                pause = _REAP_EVERY
+                await self._reap()
+
+    async def _reap(self) -> None:
+        """Remove what dead processes have left. What may belong to a live one is not touched."""
+        try:
+            left_over = await anyio.to_thread.run_sync(_host.left_over) if self._engine.is_here else set[str]()
+            groups: dict[str, list[dict[str, Any]]] = {}
+            for found in await self._engine.list(f"{LABEL}token"):
+                groups.setdefault(found["Labels"][f"{LABEL}token"], []).append(found)
+            async with anyio.create_task_group() as tasks:
+                for token, group in groups.items():
+                    tasks.start_soon(self._reap_group, token, group)
+            for token in left_over - set(groups):
+                await anyio.to_thread.run_sync(_host.sweep, token)
+        except BackendError:
+            return  # it is a favour, and comes again
+
+    async def _reap_group(self, token: str, group: list[dict[str, Any]]) -> None:
+        if not await _is_abandoned(group) or _spec.job_name(token) in self._records:
+            return
+        job = _of_role(group, "job")
+        try:
+            if job is None or job["State"] == "created":
+                await self._remove_group(token, group)
+            elif job["State"] in {"exited", "dead"}:
+                found = await self._engine.inspect(job["Id"])
+                end = _spec.moment(found["State"]["FinishedAt"]) if found else None
+                if end is None or datetime.now(UTC) - end > _KEPT:
+                    await self._remove_group(token, group)
+                else:
+                    for other in group:
+                        if other is not job and other["State"] == "running":
+                            await self._engine.stop(other["Id"], int(other["Labels"].get(f"{LABEL}stop-timeout", "30")))
+        except Refused:
+            return  # somebody else was quicker
+
+    async def _remove_group(self, token: str, group: Iterable[Mapping[str, Any]]) -> None:
+        """Remove the containers of an attempt whose own container does not run; nothing if it does after all."""
+        members = list(group)
+        job = _of_role(members, "job")
+        # Without force: if a start was under way when its process died, it runs by now, and is left alone.
+        if job is not None and not await self._engine.remove(job["Id"], force=False):
+            return
+        for member in members:
+            if member is not job:
+                await self._engine.remove(member["Id"], force=True)
+        if self._engine.is_here:
+            await anyio.to_thread.run_sync(_host.sweep, token)
+
     # ---- launching -------------------------------------------------------------------------------------------------
 
     async def prepare(self, job: Job, identity: Identity) -> Launch:
         self._check_open()
-        if job.image is None:
-            raise InvalidJob("image", None, "a container needs an image", "give one, or use ProcessBackend")
-        for part in (job, *job.sidecars):
-            for name, secret in part.secrets.items():
-                if isinstance(secret, SecretRef):
-                    problem = "an ARN cannot be resolved on this machine"
-                    raise InvalidJob(f"secrets[{name!r}]", secret.arn, problem, "give the value as Secret(…)")
-        image, pinned = job.image, None
-        try:
-            found = await self._engine.get(f"images/{image}/json")
-            pinned = found["Id"]
-            platform = spec.platform_of(job) or f"{found['Os']}/{found['Architecture']}"
-        except EngineError:
-            platform = spec.platform_of(job)
-        request = {
-            "image": image,
-            "pinned": pinned,
-            "platform": platform,
-            "job": spec.job_body(job, identity, pinned or image),
-            "container": job.container_name,
-            "order": start_order(job),
-            "depends_on": {
-                **{side.name: dict(side.depends_on or {}) for side in job.sidecars},
-                job.container_name: dict(
-                    job.depends_on if job.depends_on is not None else {side.name: "START" for side in job.sidecars}
-                ),
-            },
-            "sidecars": {
-                side.name: {
-                    "image": side.image,
-                    "essential": side.essential,
-                    "secrets": sorted(side.secrets),
-                    "body": spec.sidecar_body(side, job, identity),
-                }
-                for side in job.sidecars
-            },
-            "stop_timeout": job.stop_timeout.total_seconds(),
-            "memory": job.size.memory_mib * 2**20,
-            "cpus": job.size.cpu_units * 1_000_000_000 // 1024,
-        }
-        secrets = dict(job.secrets) | {
-            f"{side.name}\0{name}": secret for side in job.sidecars for name, secret in side.secrets.items()
-        }
+        _spec.check(job)
+        if job.sidecars and self._engine.architecture not in _pause.IMAGES:
+            problem = f"the engine's architecture {self._engine.architecture!r} is none that we can hold a network on"
+            raise InvalidJob("sidecars", [s.name for s in job.sidecars], problem, "use an amd64 or arm64 engine")
+        images: dict[str, tuple[str, str] | None] = {}
+        for image in {str(part.image) for part in (job, *job.sidecars)}:
+            found = await self._engine.image(image)
+            images[image] = (found["Id"], _spec.image_platform(found)) if found else None
+        token = launch_token("docker", identity)
         return Launch(
-            token=launch_token(f"docker:{self._engine.host.get('ID')}", identity),
+            token=token,
             identity=identity,
             job_name=job.name,
             description=job.describe(),
-            request=request,
-            secrets=secrets,
+            request=_spec.plan(
+                job,
+                identity,
+                token,
+                images=images,
+                cpus=self._engine.ncpu,
+                network=self._network,
+                scratch_path=self._scratch_path,
+            ),
+            secrets=_secrets_of(job),
         )
 
     async def submit(self, launch: Launch) -> TaskRef:
         self._check_open()
-        run = self._runs.get(launch.token)
-        if run is None:
-            there = await self._inspect(spec.container_name(launch.token))
-            run = self._runs.get(launch.token)
-            if run is None:
-                run = self._adopt(there) if there is not None and there["State"]["Status"] != "created" else self._begin(launch)
-        known = run.ref.description
-        if known is not None and known != launch.description:
-            here = launch.description
-            different = {name for name in (*known, *here) if known.get(name) != here.get(name)}
+        if (known := self._known(launch)) is not None:
+            return known
+        wanted = {name for container in launch.request["containers"] for name in _secret_names(container)}
+        if missing := wanted - set(launch.secrets):
+            names = ", ".join(sorted(missing))
+            raise LaunchRejected(
+                f"the launch of {launch.job_name!r} came without the values of its secrets ({names}); "
+                "prepare it again from the job",
+                operation="create",
+            )
+        await self._adopt(_spec.job_name(launch.token))
+        # No await from here on: the record is in our table before anybody can ask for it again.
+        self._check_open()
+        if (known := self._known(launch)) is not None:
+            return known
+        record = self._new_record(launch)
+        self._records[record.ref.address] = record
+        self._tasks.start_soon(self._see_through, record)
+        return record.ref
+
+    def _known(self, launch: Launch) -> TaskRef | None:
+        record = self._records.get(_spec.job_name(launch.token))
+        if record is None:
+            return None
+        there, here = record.ref.description, launch.description
+        if there is not None and there != here:
+            different = {name for name in (*there, *here) if there.get(name) != here.get(name)}
             raise KeyConflict(launch.identity.key, tuple(sorted(different)))
-        return run.ref
+        return record.ref
 
-    def _begin(self, launch: Launch) -> _Run:
-        now = self._utcnow()
-        ref = TaskRef(
-            backend=self.name,
-            address=spec.container_name(launch.token),
-            key=launch.identity.key,
-            attempt=launch.identity.attempt,
-            token=launch.token,
-            description=launch.description,
-            created_at=now,
-        )
-        run = _Run(ref, launch.identity.namespace, launch.request, launch, Snapshot(phase=Phase.PENDING, created_at=now))
-        self._runs[launch.token] = run
-        self._tasks.start_soon(self._see_through, run)
-        return run
-
-    async def _see_through(self, run: _Run) -> None:
-        """Launch an attempt and see it to its end."""
-        with CancelScope(shield=True):
-            try:
-                while True:
-                    try:
-                        started = await self._make(run)
-                        break
-                    except BackendError as exc:  # the engine went away in the middle: what was made is met by its name
-                        self._say_trouble(run, exc)
-                        if self._closing:
-                            return
-                        await anyio.sleep(1)
-            except _CouldNotStart as exc:
-                await self._discard(run)
-                self._end(run, Cause.COULD_NOT_START, exc.said.reason, exc.said.advice, exc.said.exit_code, exc.said.transient)
-                return
-            finally:
-                run.made.set()
-                run.touch()
-        if started:
-            await self._watch(run)
-
-    async def _make(self, run: _Run) -> bool:
-        """Pull, create and start what the attempt consists of. False if a stop came first."""
-        if run.stop_reason is not None:
-            self._end(run, Cause.STOPPED_ON_REQUEST, run.stop_reason)
-            return False
-        run.see(attrs.evolve(run.snapshot, phase=Phase.STARTING))
-        images = [(run.request["image"], run.request["pinned"])]
-        images += [(side["image"], None) for side in run.request["sidecars"].values()]
-        for image, pinned in images:
-            await self._have_image(image, pinned, run.request["platform"])
-        async with self._starts:
-            network = await self._make_network(run) if run.request["sidecars"] else self._network
-            for name in run.request["order"]:
-                if name != run.request["container"]:
-                    body = run.request["sidecars"][name]["body"]
-                    await self._create(run, name, spec.container_name(run.ref.token, name), body, network)
-            body = run.request["job"]
-            await self._create(run, run.request["container"], run.ref.address, body, network)
-            run.exists = True
-            return await self._start_all(run)
-
-    async def _have_image(self, image: str, pinned: str | None, platform: str | None) -> None:
-        if pinned is not None:
-            return
-        try:
-            await self._engine.get(f"images/{image}/json")
-        except EngineError:
-            try:
-                await self._engine.pull(image, platform)
-            except EngineError as exc:
-                raise _CouldNotStart(spec.meaning(str(exc))) from None
-
-    async def _create(self, run: _Run, role_name: str, name: str, body: dict[str, Any], network: str) -> None:
-        launch = cast("Launch", run.launch)
-        own = name == run.ref.address
-        prefix = "" if own else f"{role_name}\0"
-        revealed = [
-            f"{key.removeprefix(prefix)}={secret.reveal()}"
-            for key, secret in launch.secrets.items()
-            if isinstance(secret, Secret) and ("\0" in key) is not own and key.startswith(prefix)
+    def _new_record(self, launch: Launch) -> _Record:
+        identity, request = launch.identity, launch.request
+        now = datetime.now(UTC)
+        members = [
+            _Member(
+                name=part["name"],
+                container=part["container"],
+                role=part["role"],
+                essential=part["create"]["Labels"][f"{LABEL}essential"] == "yes",
+            )
+            for part in request["containers"]
         ]
-        body = dict(body)
-        tags = body.pop("_tags", {})
-        body["Env"] = [*body["Env"], *revealed]
-        body["Labels"] = tags | spec.labels(
-            launch.identity, launch.token, "job" if own else "sidecar", self._owner, self._utcnow().isoformat()
+        job = members[-1]
+        others = members[:-1]
+        if others:
+            others.insert(0, _Member(_spec.pause_name(launch.token), "", "pause", essential=False))
+        return _Record(
+            ref=TaskRef(
+                backend=self.name,
+                address=job.name,
+                key=identity.key,
+                attempt=identity.attempt,
+                token=launch.token,
+                description=launch.description,
+                created_at=now,
+            ),
+            namespace=identity.namespace,
+            job=job,
+            others=others,
+            stop_timeout=request["stop_timeout"],
+            snapshot=Snapshot(phase=Phase.PENDING, created_at=now),
+            launch=launch,
+            shared=bool(others),
         )
-        body["Labels"][f"{LABEL}container"] = role_name
-        if own:
-            body["Labels"][f"{LABEL}job"] = json.dumps(launch.description, sort_keys=True)
-            body["Labels"][f"{LABEL}request"] = json.dumps(_supervision(run.request), sort_keys=True)
-        body["HostConfig"] = body["HostConfig"] | {"NetworkMode": network} | run.request.get("cgroup", {})
-        params = {"name": name}
-        if run.request["platform"]:
-            params["platform"] = run.request["platform"]
-        try:
-            await self._engine.post("containers/create", body, **params)
-        except EngineError as exc:
-            if exc.status == 409:
-                there = await self._inspect(name)
-                if there is not None and there["Config"]["Labels"].get(f"{LABEL}token") == launch.token:
-                    return
-            raise _CouldNotStart(spec.meaning(str(exc))) from None
 
-    async def _make_network(self, run: _Run) -> str:
-        launch = cast("Launch", run.launch)
-        image = await self._pause_image()
-        name = spec.pause_name(run.ref.token)
-        limit = {"Memory": run.request["memory"], "MemorySwap": run.request["memory"], "NanoCpus": run.request["cpus"]}
-        body = {
-            "Image": image,
-            "Labels": spec.labels(launch.identity, launch.token, "pause", self._owner, self._utcnow().isoformat()),
-            "HostConfig": limit | {"NetworkMode": self._network, "SecurityOpt": ["no-new-privileges"]},
-        }
-        try:
-            await self._engine.post("containers/create", body, name=name)
-        except EngineError as exc:
-            if exc.status != 409:
-                raise _CouldNotStart(spec.meaning(str(exc))) from None
-        try:
-            await self._engine.post(container_path(name, "/start"))
-        except EngineError as exc:
-            raise _CouldNotStart(spec.meaning(str(exc))) from None
-        found = await self._inspect(name)
-        host = self._engine.host
-        if found is not None and host.get("CgroupDriver") == "cgroupfs" and str(host.get("CgroupVersion", "1")) == "1":
-            # The limits of the holder hold for all below it; removing it removes them.
-            run.request = {**run.request, "cgroup": {"CgroupParent": f"/docker/{found['Id']}"}}
-        return f"container:{name}"
-
-    async def _pause_image(self) -> str:
-        async with self._pause_lock:
-            if self._pause is None:
-                machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(str(self._engine.host.get("Architecture")), "amd64")
-                name, content = archive(machine)
-                try:
-                    await self._engine.get(f"images/{name}/json")
-                except EngineError:
-                    await self._engine.load(content)
-                self._pause = name
-            return self._pause
-
-    async def _start_all(self, run: _Run) -> bool:
-        for name in run.request["order"]:
-            for other, condition in run.request["depends_on"].get(name, {}).items():
-                await self._until(run, name, other, condition)
-                if run.stop_reason is not None:
-                    break
-            if run.stop_reason is not None:
-                await self._discard(run)
-                self._end(run, Cause.STOPPED_ON_REQUEST, run.stop_reason)
-                return False
-            container = run.ref.address if name == run.request["container"] else spec.container_name(run.ref.token, name)
+    async def _see_through(self, record: _Record) -> None:
+        """Bring an attempt up, and watch it to its end."""
+        with record.life:
             try:
-                await self._engine.post(container_path(container, "/start"))
-            except EngineError as exc:
-                raise _CouldNotStart(spec.meaning(str(exc))) from None
-        run.see(attrs.evolve(run.snapshot, phase=Phase.RUNNING, started_at=self._utcnow()))
-        if run.stop_reason is not None:
-            self._tasks.start_soon(self._terminate, run)
-        return True
+                if record.shared:
+                    async with anyio.create_task_group() as watchers:
+                        await self._launch(record, watchers)
+                        if not record.ended and record.job.started.is_set():
+                            await self._attend(record)
+                        watchers.cancel_scope.cancel()
+                else:
+                    await self._launch(record, None)
+                    if not record.ended and record.job.started.is_set():
+                        await self._attend(record)
+            finally:
+                record.settled.set()
+                record.placed.set()
 
-    async def _until(self, run: _Run, name: str, other: str, condition: str) -> None:
-        """Wait until a sidecar has reached *condition*; START it has, the order sees to that."""
-        container = spec.container_name(run.ref.token, other)
-        while condition != "START" and run.stop_reason is None:
-            found = await self._inspect(container)
-            state = found["State"] if found is not None else {}
-            if state.get("Status") == "exited":
-                code = state["ExitCode"]
-                if condition == "COMPLETE" or (condition == "SUCCESS" and code == 0):
+    async def _launch(self, record: _Record, watchers: TaskGroup | None) -> None:
+        """Start the job's own container, or end the record."""
+        try:
+            with record.starting:
+                await self._bring_up(record, watchers)
+        except _Unstartable as exc:
+            record.failure = record.failure or exc
+        except _Met:
+            await self._meet(record)
+            return
+        except Refused as exc:
+            record.failure = record.failure or self._explained(record, self._job_part(record), exc)
+        if record.job.started.is_set():
+            if record.stop_reason is not None:
+                self._tasks.start_soon(self._stop, record)
+            return
+        await self._give_up(record)
+
+    async def _give_up(self, record: _Record) -> None:
+        """End a record whose own container has not started."""
+        launch = cast("Launch", record.launch)
+        now = datetime.now(UTC)
+        record.reach(Phase.STOPPING)
+        if record.failure is None:
+            record.leaving = True
+            await self._insist(record, partial(self._clear, record))
+            reason = record.stop_reason or "the backend was closed before it had started"
+            proof = Proof(source="docker-create", seen_at=now, evidence="its container was never started")
+            snapshot = Snapshot(phase=Phase.ENDED, cause=Cause.STOPPED_ON_REQUEST, reason=reason, proof=proof)
+        else:
+            record.leaving = record.shared
+            if record.shared:
+                await self._insist(record, partial(self._stop_others, record))
+            trouble, evidence = record.failure.trouble, record.failure.evidence
+            proof = Proof(source="docker-engine", seen_at=now, evidence=evidence)
+            if first := _ended_first(record):
+                snapshot = Snapshot(
+                    phase=Phase.ENDED,
+                    cause=Cause.SIDECAR_ENDED,
+                    reason=f"the essential sidecar {first.container!r} ended with exit code {first.exit_code} "
+                    "before the job had started",
+                    proof=proof,
+                )
+            else:
+                snapshot = _spec.could_not_start(trouble, proof=proof, created_at=None, ended_at=now)
+        created = record.snapshot.created_at
+        record.tell(attrs.evolve(snapshot, created_at=created, ended_at=max(now, created or now)))
+        self._forget_metadata(launch.token)
+
+    async def _clear(self, record: _Record) -> None:
+        """Remove every container of a record whose own one was never started."""
+        for member in reversed(record.members):
+            await self._engine.remove(member.where, force=True)
+        await self._free(record)
+
+    async def _stop_others(self, record: _Record) -> None:
+        """Stop what runs beside the job's own container. All at once, as ECS does."""
+
+        async def stop(member: _Member) -> None:
+            await self._engine.stop(member.where, record.stop_timeout)
+
+        running = [member for member in record.others if member.role == "sidecar" and member.id]
+        trouble: list[BackendError] = []
+
+        async def guarded(member: _Member) -> None:
+            try:
+                await stop(member)
+            except BackendError as exc:
+                trouble.append(exc)
+
+        async with anyio.create_task_group() as tasks:
+            for member in running:
+                tasks.start_soon(guarded, member)
+        unavailable = [exc for exc in trouble if isinstance(exc, BackendUnavailable)]
+        if unavailable:
+            raise unavailable[0]
+        for member in record.others:
+            if member.role == "pause" and member.id:
+                await self._engine.stop(member.where, 0)
+
+    async def _insist(self, record: _Record, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Make a call whose effect has to be known: not to be cancelled in it, and repeated while the engine is away."""
+        since: float | None = None
+        pause = _PAUSE_MIN
+        while True:
+            try:
+                with CancelScope(shield=True):
+                    result = await call()
+                record.trouble = None
+                return result
+            except BackendUnavailable as exc:
+                now = anyio.current_time()
+                since = since or now
+                if now - since > _DOUBT_AFTER:
+                    record.doubt(exc)
+            if self._closing:
+                pause = min(pause, 0.5)
+            await anyio.sleep(pause)
+            pause = min(2 * pause, _PAUSE_MAX)
+
+    def _job_part(self, record: _Record) -> Mapping[str, Any]:
+        return cast("Mapping[str, Any]", cast("Launch", record.launch).request["containers"][-1])
+
+    async def _bring_up(self, record: _Record, watchers: TaskGroup | None) -> None:
+        launch = cast("Launch", record.launch)
+        parts: list[dict[str, Any]] = launch.request["containers"]
+        record.reach(Phase.STARTING)
+        self._watch_kills()
+        for part in parts:
+            if not part["create"]["Image"].startswith("sha256:"):
+                await self._have_image(record, part)
+        await self._serve_metadata()
+        credentials = await self._credentials()
+        async with self._starts:
+            mount, tmpfs = await self._announce_scratch(record)
+            if record.shared and self._engine.is_here:
+                record.cgroup = _host.cgroup_parent(launch.token, driver=self._engine.cgroup_driver)
+            # The job's own first: whoever has its name has the launch.
+            for part, member in reversed([*zip(parts, [*record.others[record.shared :], record.job], strict=True)]):
+                await self._create(record, part, member, credentials, mount=mount, tmpfs=tmpfs)
+            if record.shared:
+                await self._hold_network(record)
+            record.placed.set()
+            await self._mount_scratch(record)
+            if watchers is None:
+                await self._start(record, parts[-1], record.job)
+                return
+        async with anyio.create_task_group() as tasks:
+            for part, member in zip(parts, [*record.others[1:], record.job], strict=True):
+                tasks.start_soon(self._start_in_order, record, part, member, watchers)
+
+    # ---- one container ---------------------------------------------------------------------------------------------
+
+    async def _have_image(self, record: _Record, part: Mapping[str, Any]) -> None:
+        """Pull the image of *part* if the engine lacks it. Many jobs of the same image wait for one pull."""
+        image = part["image"]
+        async with self._pulls.setdefault(image, anyio.Lock()):
+            if await self._insist(record, partial(self._engine.image, image)) is not None:
+                return
+            since = anyio.current_time()
+            while True:
+                try:
+                    await self._engine.pull(image, cast("Launch", record.launch).request["architecture"])
                     return
-                reason = f"{name!r} waits for {other!r} to be {condition}, but it ended with {code}"
-                raise _CouldNotStart(spec.Said(reason, f"look at the output of {other!r}"))
-            if condition == "HEALTHY":
-                health = state.get("Health", {}).get("Status")
+                except Refused as exc:
+                    raise self._explained(record, part, exc) from exc
+                except BackendUnavailable as exc:
+                    if anyio.current_time() - since > _DOUBT_AFTER:
+                        record.doubt(exc)
+                    await anyio.sleep(_PAUSE_MAX)
+
+    async def _create(
+        self,
+        record: _Record,
+        part: Mapping[str, Any],
+        member: _Member,
+        credentials: str | None,
+        *,
+        mount: Mapping[str, Any] | None,
+        tmpfs: Mapping[str, str] | None,
+    ) -> None:
+        launch = cast("Launch", record.launch)
+        env = {name: _reveal(launch.secrets, part, name) for name in part["secrets"]}
+        if credentials is not None:
+            env["AWS_SHARED_CREDENTIALS_FILE"] = _spec.CREDENTIALS_FILE
+        if self._metadata is not None and (address := self._metadata.add(launch.token, member.container)):
+            env["ECS_CONTAINER_METADATA_URI_V4"] = address
+        labels = {f"{LABEL}owner": self._owner, f"{LABEL}created": _written(record.ref.created_at)}
+        if member is record.job:
+            labels[f"{LABEL}job"] = json.dumps(launch.description, separators=(",", ":"))
+        body = _spec.with_runtime(
+            part["create"], labels=labels, env=env, mount=mount, tmpfs=tmpfs, cgroup_parent=record.cgroup
+        )
+        try:
+            member.id = await self._insist(record, partial(self._create_once, part, member, body))
+            if credentials is not None:
+                archive = _spec.credentials_tar(credentials)
+                await self._insist(record, partial(self._engine.put_archive, member.id, archive))
+        except Refused as exc:
+            if exc.status == 404 and "no such image" in exc.words.lower():
+                # It was removed after the launch was prepared.
+                await self._have_image(record, part)
+                body["Image"] = part["image"]
+                member.id = await self._insist(record, partial(self._create_once, part, member, body))
+            else:
+                raise self._explained(record, part, exc) from exc
+        self._by_id[member.id] = record
+
+    async def _create_once(self, part: Mapping[str, Any], member: _Member, body: Mapping[str, Any]) -> str:
+        try:
+            return await self._engine.create(member.name, body, part["platform"])
+        except Refused as exc:
+            if exc.status != 409:
+                raise
+        # The name is taken: by an answer of ours that was lost, by a process that is dead, or by one that lives.
+        there = await self._engine.inspect(member.name)
+        if there is None:
+            return await self._engine.create(member.name, body, part["platform"])
+        owner = there["Config"]["Labels"].get(f"{LABEL}owner")
+        if owner == self._owner:
+            return str(there["Id"])
+        if there["State"]["Status"] == "created" and await anyio.to_thread.run_sync(_host.is_dead, owner):
+            await self._engine.remove(there["Id"], force=False)
+            return await self._engine.create(member.name, body, part["platform"])
+        raise _Met
+
+    async def _start(self, record: _Record, part: Mapping[str, Any], member: _Member) -> None:
+        async def start() -> None:
+            await self._engine.start(member.id)
+            member.started.set()  # before anything can cancel us: it runs now
+
+        try:
+            await self._insist(record, start)
+        except Refused as exc:
+            raise self._explained(record, part, exc) from exc
+        if member is record.job:
+            record.reach(Phase.RUNNING, started_at=max(datetime.now(UTC), cast("datetime", record.snapshot.created_at)))
+            record.settled.set()
+
+    def _explained(self, record: _Record, part: Mapping[str, Any], exc: Refused) -> _Unstartable:
+        body = part["create"]
+        words = [*(body.get("Entrypoint") or ()), *(body.get("Cmd") or ())]
+        trouble = _spec.explain(
+            exc.words, image=part["image"], command=words[0] if words else "", directory=body.get("WorkingDir", "")
+        )
+        if part["role"] != "job":
+            trouble = attrs.evolve(trouble, reason=f"sidecar {part['container']!r}: {trouble.reason}", exit_code=None)
+        return _Unstartable(trouble, f"{exc.words} (HTTP {exc.status})")
+
+    async def _credentials(self) -> str | None:
+        if self._aws_credentials is None:
+            return None
+        try:
+            given = self._aws_credentials()
+            found = await given if isinstance(given, Awaitable) else given
+        except Exception as exc:  # noqa: BLE001 (it is the caller's function; its words may hold a secret)
+            trouble = Trouble(f"aws_credentials failed with {type(exc).__name__}", "look into that function", True)
+            raise _Unstartable(trouble, type(exc).__name__) from exc
+        return found.as_file()
+
+    # ---- several containers ----------------------------------------------------------------------------------------
+
+    async def _hold_network(self, record: _Record) -> None:
+        """Start the container that holds the network, and bound what all containers may use together."""
+        launch = cast("Launch", record.launch)
+        request, pause = launch.request, record.others[0]
+        await self._insist(record, self._have_pause)
+        image = _pause.image_name(self._engine.architecture)
+        body = _spec.pause_body(request["containers"], image=image, network=request["network"])
+        labels = {f"{LABEL}owner": self._owner, f"{LABEL}created": _written(record.ref.created_at)}
+        body = _spec.with_runtime(body, labels=labels, env={}, cgroup_parent=record.cgroup)
+        part = {"create": body, "image": image, "platform": None, "role": "pause", "container": "network"}
+        try:
+            pause.id = await self._insist(record, partial(self._create_once, part, pause, body))
+        except Refused as exc:
+            raise self._explained(record, part, exc) from exc
+        await self._start(record, part, pause)
+        if record.cgroup is not None:
+            limit = partial(
+                _host.limit_cgroup,
+                record.cgroup,
+                version=self._engine.cgroup_version,
+                memory=request["memory"],
+                nano_cpus=request["nano_cpus"],
+            )
+            await anyio.to_thread.run_sync(limit)
+
+    async def _have_pause(self) -> None:
+        async with self._pause_lock:
+            architecture = self._engine.architecture
+            if not self._has_pause and await self._engine.image(_pause.image_name(architecture)) is None:
+                await self._engine.load(_pause.image_tar(architecture))
+            self._has_pause = True
+
+    async def _start_in_order(
+        self, record: _Record, part: Mapping[str, Any], member: _Member, watchers: TaskGroup
+    ) -> None:
+        """Start one container of several, once what it waits for has come true."""
+        try:
+            for name, condition in part["waits"].items():
+                other = next(m for m in record.others if m.container == name)
+                await self._comes_true(record, member, other, condition)
+            async with self._starts:
+                await self._start(record, part, member)
+            if member is not record.job:
+                watchers.start_soon(self._watch_sidecar, record, member)
+        except _Unstartable as exc:
+            record.failure = record.failure or exc
+            record.starting.cancel()
+
+    async def _comes_true(self, record: _Record, member: _Member, other: _Member, condition: str) -> None:
+        """
+        Return once *other* has come so far.
+
+        :raises _Unstartable: it never will
+        """
+        await other.started.wait()
+        if condition in {"COMPLETE", "SUCCESS"}:
+            await other.over.wait()
+            if condition == "SUCCESS" and other.exit_code != 0:
+                raise _hopeless(member, other, f"ended with exit code {other.exit_code}")
+        elif condition == "HEALTHY":
+            pause = 0.1
+            while True:
+                found = await self._insist(record, partial(self._engine.inspect, other.id))
+                health = (found or {"State": {}})["State"].get("Health", {}).get("Status")
                 if health == "healthy":
                     return
-                if health == "unhealthy":
-                    reason = f"{name!r} waits for {other!r} to be HEALTHY, but it is unhealthy"
-                    raise _CouldNotStart(spec.Said(reason, f"look at the health check of {other!r}"))
-            with anyio.move_on_after(0.2):
-                await run.changed.wait()
+                if found is None or not found["State"]["Running"] or health == "unhealthy":
+                    raise _hopeless(member, other, "is not healthy")
+                await anyio.sleep(pause)
+                pause = min(1.5 * pause, 1.0)
 
-    async def _discard(self, run: _Run) -> None:
-        """Remove what was made of an attempt whose job never ran."""
-        for found in await self._of_token(run.ref.token):
-            with suppress(EngineError):
-                await self._engine.delete(container_path(found["Id"]), force="1", v="1")
-        run.exists = False
+    async def _watch_sidecar(self, record: _Record, member: _Member) -> None:
+        found = await self._until_over(record, member)
+        member.exit_code = found["State"]["ExitCode"] if found else None
+        member.over.set()
+        if not member.essential or record.leaving or record.job.over.is_set():
+            return
+        if record.job.started.is_set():
+            record.reach(Phase.STOPPING)
+            await self._insist(record, partial(self._engine.stop, record.job.id, record.stop_timeout))
+        else:
+            how = "is gone" if found is None else f"ended with exit code {member.exit_code}"
+            record.failure = record.failure or _hopeless(record.job, member, how)
+            record.starting.cancel()
 
-    def _end(self, run: _Run, cause: Cause, reason: str, advice: str = "", exit_code: int | None = None, transient: bool = False) -> None:
-        now = self._utcnow()
-        proof = Proof(source="docker-engine", seen_at=now, evidence=reason)
-        run.see(
-            Snapshot(
-                phase=Phase.ENDED, cause=cause, reason=reason, advice=advice, exit_code=exit_code,
-                created_at=run.snapshot.created_at, ended_at=now, transient=transient, proof=proof,
-            )
-        )
+    # ---- what only this machine can do -----------------------------------------------------------------------------
+
+    async def _announce_scratch(self, record: _Record) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
+        request = cast("Launch", record.launch).request
+        gib, path = request["scratch_gib"], request["scratch_path"]
+        if gib is None:
+            return None, None
+        if self._engine.is_here:
+            scratch = _host.Scratch(record.ref.token, gib)
+            try:
+                with CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(scratch.announce)
+                    record.mount = True
+                    await anyio.to_thread.run_sync(scratch.mount)
+                return {"Type": "bind", "Source": str(scratch.directory), "Target": path}, None
+            except OSError:
+                with CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(scratch.remove)
+                record.mount = False
+        return None, {path: f"size={gib}g,mode=1777,exec"}
+
+    async def _mount_scratch(self, record: _Record) -> None:
+        return
+
+    async def _free(self, record: _Record) -> None:
+        """Give back what is not the engine's: control group, scratch space, metadata address."""
+        self._forget_metadata(record.ref.token)
+        for member in record.members:
+            self._by_id.pop(member.id, None)
+        if record.cgroup is not None:
+            await anyio.to_thread.run_sync(_host.remove_cgroup, record.cgroup)
+        if record.mount:
+            await anyio.to_thread.run_sync(_host.Scratch(record.ref.token).remove)
+
+    async def _serve_metadata(self) -> None:
+        if self._metadata_tried or self._network == "none":
+            return
+        async with self._metadata_lock:
+            if self._metadata_tried:
+                return
+            from fargate_runner.backends.docker._metadata import MetadataServer
+
+            with CancelScope(shield=True):
+                address = await self._engine.gateway(self._network)
+                server = MetadataServer(self._inspect_group, self._figures)
+                if address is not None and await server.open(address):
+                    self._metadata = server
+                self._metadata_tried = True
+
+    async def _inspect_group(self, token: str) -> list[dict[str, Any]]:
+        record = self._records.get(_spec.job_name(token))
+        members = record.members if record is not None else []
+        found = [await self._engine.inspect(member.id) for member in members if member.id]
+        return [part for part in found if part is not None]
+
+    async def _figures(self, container: str) -> Mapping[str, Any] | None:
+        found = await self._engine.call("GET", f"/containers/{container}/stats", params={"stream": "0"})
+        return cast("Mapping[str, Any] | None", found)
+
+    def _forget_metadata(self, token: str) -> None:
+        if self._metadata is not None:
+            self._metadata.drop(token)
 
     # ---- watching --------------------------------------------------------------------------------------------------
 
-    async def _watch(self, run: _Run) -> None:
-        sidecars = run.request.get("sidecars", {})
-        if not any(side["essential"] for side in sidecars.values()):
-            await self._until_over(run)
-            return
-        async with anyio.create_task_group() as tasks:
-            for name, side in sidecars.items():
-                if side["essential"]:
-                    tasks.start_soon(self._mind, run, name)
-            await self._until_over(run)
-            tasks.cancel_scope.cancel()
+    def _watch_kills(self) -> None:
+        if not self._watches_kills:
+            self._watches_kills = True
+            self._tasks.start_soon(self._note_kills)
 
-    async def _mind(self, run: _Run, name: str) -> None:
-        """Stop the job when an essential sidecar ends first."""
-        container = spec.container_name(run.ref.token, name)
-        try:
-            told = await self._engine.post(container_path(container, "/wait"), timeout=None)
-        except (EngineError, BackendError):
-            return
-        if not run.snapshot.ended and run.stop_reason is None:
-            run.sidecar_end = f"the essential sidecar {name!r} ended first, with exit code {told.get('StatusCode')}"
-            await self._terminate(run)
+    async def _note_kills(self) -> None:
+        """Note who sends our jobs signals through the engine: a job that was stopped by hand has not just exited."""
+        with self._listening:
+            while True:
+                async with aclosing(self._engine.kills()) as kills:
+                    async for container, number in kills:
+                        if record := self._by_id.get(container):
+                            record.signals.append(number)
+                await anyio.sleep(1)
 
-    async def _until_over(self, run: _Run) -> None:
+    async def _until_over(self, record: _Record, member: _Member) -> dict[str, Any] | None:
+        """Return the inspection of a container once it is over; None if it is gone."""
+        since: float | None = None
+        pause = _PAUSE_MIN
         while True:
             try:
-                with suppress(EngineError):
-                    await self._engine.post(container_path(run.ref.address, "/wait"), timeout=None)
-                found = await self._inspect(run.ref.address)
-                if found is None:
-                    self._end(run, Cause.VANISHED, "its container was removed by somebody else")
-                    return
-                code = found["State"].get("ExitCode")
-                if code in {126, 127} and not found["State"]["Running"]:
-                    run.init_failed = await self._init_failure(run)
-                run.trouble = run.silent_since = None
-                snapshot = spec.own_snapshot(
-                    found,
-                    stopped=(run.stop_reason or run.sidecar_end) if run.stop_effective else None,
-                    init_failed=run.init_failed,
-                )
-                if snapshot.ended:
-                    if run.sidecar_end and snapshot.cause is Cause.STOPPED_ON_REQUEST:
-                        snapshot = attrs.evolve(snapshot, cause=Cause.SIDECAR_ENDED)
-                    await self._stop_sidecars(run)
-                    run.see(snapshot)
-                    return
-                run.see(snapshot)
-            except BackendError as exc:
-                self._say_trouble(run, exc)
-            await anyio.sleep(0.5)
+                await self._engine.wait(member.where)
+                found = await self._engine.inspect(member.where)
+                record.trouble, since = None, None
+                if found is None or found["State"]["Status"] in {"exited", "dead"}:
+                    return found
+            except Refused as exc:
+                if exc.status == 404:
+                    return None
+                raise
+            except BackendUnavailable as exc:
+                record.outage = True
+                now = anyio.current_time()
+                since = since or now
+                if now - since > _DOUBT_AFTER:
+                    record.doubt(exc)
+            await anyio.sleep(pause)
+            pause = min(2 * pause, _PAUSE_MAX)
 
-    async def _init_failure(self, run: _Run) -> str | None:
-        """The init process says on stderr that it could not execute the command; the engine does not."""
-        async with aclosing(self._read(run, run.ref.address, run.request["container"], follow=False, tail=1)) as lines:
-            async for line in lines:
-                if line.stream == "stderr" and line.text.startswith("[FATAL tini "):
-                    return line.text.partition("] ")[2].replace("Permission", "permission").replace("No such", "no such")
-        return None
-
-    async def _stop_sidecars(self, run: _Run) -> None:
-        if not run.request.get("sidecars"):
-            return
-        with CancelScope(shield=True):
-            async with anyio.create_task_group() as tasks:
-                for name in run.request["sidecars"]:
-                    tasks.start_soon(self._stop_container, spec.container_name(run.ref.token, name), run.request["stop_timeout"])
-            await self._kill(spec.pause_name(run.ref.token))
-
-    async def _kill(self, name: str) -> None:
-        with suppress(EngineError):
-            await self._engine.post(container_path(name, "/kill"))
-
-    async def _stop_container(self, name: str, grace: float) -> bool:
+    async def _attend(self, record: _Record) -> None:
+        """Watch a started attempt to its end."""
         try:
-            return await self._engine.post(container_path(name, "/stop"), timeout=grace + 60, t=int(grace)) != 304
-        except EngineError:
-            return False
+            found = await self._until_over(record, record.job)
+            await self._finish(record, found)
+        except Refused as exc:
+            record.doubt(exc)
 
-    def _say_trouble(self, run: _Run, exc: BackendError) -> None:
-        run.trouble = exc
-        if run.silent_since is None:
-            run.silent_since = anyio.current_time()
-        run.touch()
+    async def _finish(self, record: _Record, found: dict[str, Any] | None) -> None:
+        """Take down what is beside the job's own container, and say how it ended."""
+        record.leaving = True
+        record.job.over.set()
+        while record.stops:
+            await record.changed.wait()
+        if found is None:
+            await self._insist(record, partial(self._clear, record))
+            record.tell(_vanished(record.snapshot))
+            return
+        sidecars: list[dict[str, Any]] = []
+        if record.shared:
+            record.reach(Phase.STOPPING, exit_code=found["State"]["ExitCode"])
+            await self._insist(record, partial(self._stop_others, record))
+            for member in record.others:
+                if member.role == "sidecar" and (part := await self._insist(record, partial(self._engine.inspect, member.where))):
+                    sidecars.append(part)
+        self._forget_metadata(record.ref.token)
+        deadly = {signal.SIGKILL, signal.SIGTERM, _number(found["Config"].get("StopSignal"))}
+        facts = End(
+            seen_at=datetime.now(UTC),
+            stopped=record.stopped,
+            killed_by=next((number for number in record.signals if number in deadly), None),
+            outage=record.outage,
+            trouble=await self._init_trouble(record, found),
+        )
+        record.tell(_spec.ended(found, sidecars, facts))
+
+    async def _init_trouble(self, record: _Record, found: Mapping[str, Any]) -> Trouble | None:
+        """Return why the command never ran, where only the init process says so: in place of the job's output."""
+        state = found["State"]
+        started, finished = _spec.moment(state["StartedAt"]), _spec.moment(state["FinishedAt"])
+        if state["ExitCode"] not in _INIT_CODES or started is None or finished is None:
+            return None
+        if finished - started > _INIT_WITHIN or not found["HostConfig"].get("Init"):
+            return None
+        from fargate_runner.backends.docker._logs import Frames
+
+        try:
+            frames = Frames().feed(await self._insist(record, partial(self._engine.tail, record.job.where, 3)))
+        except ValueError:
+            return None
+        if not frames or any(stream != 2 for stream, _ in frames):
+            return None
+        line = b"".join(text for _, text in frames).decode(errors="replace").rstrip("\n")
+        if not _spec.is_init_failure(line):
+            return None
+        record.mute = True
+        trouble = _spec.explain_init(line, image=found["Config"]["Labels"][f"{LABEL}image"])
+        return attrs.evolve(trouble, exit_code=state["ExitCode"])
+
+    # ---- the other verbs -------------------------------------------------------------------------------------------
 
     async def observe(self, ref: TaskRef, *, after: Snapshot | None = None) -> Snapshot:
-        run = await self._run(ref)
-        if run is None:
-            reason = "the engine knows of no such container"
-            proof = Proof(source="docker-inspect", seen_at=self._utcnow(), evidence=f"no container {ref.address}")
-            return Snapshot(phase=Phase.ENDED, cause=Cause.VANISHED, reason=reason, proof=proof)
-        while after is not None and not run.snapshot.ended and run.snapshot.phase <= after.phase:
-            if run.trouble is not None and run.silent_since is not None and anyio.current_time() - run.silent_since > _SILENCE:
-                raise run.trouble
-            await run.changed.wait()
+        self._check_open()
+        record = await self._record(ref)
+        if record is None:
+            return _vanished(Snapshot(phase=Phase.PENDING, created_at=ref.created_at))
+        while True:
+            if record.doomed:
+                return _vanished(record.snapshot)
+            if record.snapshot != after or record.ended:
+                return record.snapshot
+            if record.trouble is not None:
+                raise record.trouble
+            await record.changed.wait()
             self._check_open()
-        return run.snapshot
 
     async def stop(self, ref: TaskRef, *, reason: str) -> None:
-        run = await self._run(ref)
-        if run is None or run.snapshot.ended or run.stop_reason is not None:
-            return
-        run.stop_reason = reason
-        run.touch()
-        if run.snapshot.phase >= Phase.RUNNING:
-            self._tasks.start_soon(self._terminate, run)
-
-    async def _terminate(self, run: _Run) -> None:
-        if run.stopping:
-            return
-        run.stopping = True
-        run.stop_effective = True  # before the call: the end may be seen before its answer
-        run.see(attrs.evolve(run.snapshot, phase=Phase.STOPPING))
-        with CancelScope(shield=True):
-            try:
-                if not await self._stop_container(run.ref.address, run.request["stop_timeout"]):
-                    run.stop_effective = False
-            except BackendError as exc:
-                self._say_trouble(run, exc)
-
-    # ---- finding again ---------------------------------------------------------------------------------------------
-
-    async def _inspect(self, name: str) -> dict[str, Any] | None:
-        try:
-            return cast("dict[str, Any]", await self._engine.get(container_path(name, "/json")))
-        except EngineError as exc:
-            if exc.status == 404:
-                return None
-            raise BackendError(f"the engine did not tell of {name}: {exc}", operation="inspect") from exc
-
-    async def _of_token(self, token: str) -> list[dict[str, Any]]:
-        return await self._list(f"{LABEL}token={token}")
-
-    async def _list(self, *labels: str) -> list[dict[str, Any]]:
-        filters = json.dumps({"label": list(labels)})
-        return cast("list[dict[str, Any]]", await self._engine.get("containers/json", all="1", filters=filters))
-
-    def _adopt(self, found: Mapping[str, Any]) -> _Run:
-        """Take up an attempt that another process, or an earlier life of this one, had launched."""
-        labels = found["Config"]["Labels"]
-        ref = spec.ref_of(labels, found["Name"].lstrip("/"), spec.moment(found.get("Created")))
-        request = json.loads(labels.get(f"{LABEL}request") or "{}")
-        snapshot = Snapshot(phase=Phase.STARTING, created_at=ref.created_at)
-        run = _Run(ref, labels[f"{LABEL}namespace"], request, None, snapshot, exists=True)
-        run.made.set()
-        state = spec.own_snapshot(found, stopped=None)
-        if not state.ended:
-            run.see(state)
-        self._runs[ref.token] = run
-        self._tasks.start_soon(self._watch, run)
-        return run
-
-    async def _run(self, ref: TaskRef) -> _Run | None:
         self._check_open()
-        run = self._runs.get(ref.token)
-        if run is None:
-            found = await self._inspect(ref.address)
-            run = self._runs.get(ref.token)
-            if run is None and found is not None and found["Config"]["Labels"].get(f"{LABEL}token") == ref.token:
-                run = self._adopt(found)
-                while not run.snapshot.ended and run.snapshot.phase < Phase.RUNNING:
-                    await run.changed.wait()
-        return run
+        record = await self._record(ref)
+        if record is None or record.ended or record.stop_reason is not None:
+            return
+        if record.trouble is not None:
+            raise record.trouble
+        record.stop_reason = reason
+        if record.settled.is_set():
+            self._tasks.start_soon(self._stop, record)
+            record.stops += 1
+        else:
+            record.starting.cancel()
+        record.reach(Phase.STOPPING)
+
+    async def _stop(self, record: _Record) -> None:
+        """Have the engine stop the job's own container, and note whether that was what ended it."""
+        with CancelScope(shield=True):
+            if not record.stops:
+                record.stops += 1
+            try:
+                while not record.ended:
+                    try:
+                        if await self._engine.stop(record.job.where, record.stop_timeout):
+                            record.stopped = record.stop_reason
+                        return
+                    except BackendUnavailable:
+                        if self._closing:
+                            return
+                    except Refused:
+                        record.stop_reason = None  # it may be asked for again
+                        return
+                    await anyio.sleep(1)
+            finally:
+                record.stops = 0
+                record.wake()
+
+    async def logs(self, ref: TaskRef, *, follow: bool, tail: int | None = None) -> AsyncGenerator[LogLine]:
+        from fargate_runner.backends.docker._logs import Merged, read_container
+
+        self._check_open()
+        record = await self._record(ref)
+        if record is None or record.doomed:
+            raise LogsUnavailable(f"the lines of attempt {ref.attempt} of {ref.key!r} are gone: it was forgotten")
+        record.readers += 1
+        try:
+            if follow:
+                await record.placed.wait()
+                self._check_open()
+            members = [member for member in record.members if member.role != "pause" and member.id]
+            sources = [
+                read_container(
+                    self._engine.session,
+                    self._engine.base,
+                    member.id,
+                    container=member.container,
+                    attempt=ref.attempt,
+                    follow=follow,
+                    tail=tail,
+                    ended=partial(self._over, record, member),
+                )
+                for member in members
+            ]
+            if len(sources) == 1:
+                async with aclosing(sources[0]) as lines:
+                    async for line in lines:
+                        if not await self._is_init_line(record, line):
+                            yield line
+            elif tail is not None and not follow:
+                found = [line for source in sources async for line in source]
+                found.sort(key=lambda line: line.at or datetime.min.replace(tzinfo=UTC))
+                for line in found[-tail:] if tail else []:
+                    if not await self._is_init_line(record, line):
+                        yield line
+            elif sources:
+                merged = Merged(sources)
+                async with aclosing(merged) as lines:
+                    async for line in lines:
+                        if not await self._is_init_line(record, line):
+                            yield line
+        finally:
+            record.readers -= 1
+            if record.doomed and not record.readers and not self._closing and self.is_open:
+                self._tasks.start_soon(self._remove_quietly, record)
+
+    async def _over(self, record: _Record, member: _Member) -> None:
+        """Return once a container is over."""
+        if member is record.job:
+            await member.over.wait()
+        else:
+            while not record.ended and not member.over.is_set():
+                await record.changed.wait()
+        self._check_open()
+
+    async def _is_init_line(self, record: _Record, line: LogLine) -> bool:
+        """Whether a line is the init process's, instead of all that the job would have written."""
+        if line.stream != "stderr" or line.container != record.job.container or not _spec.is_init_failure(line.text):
+            return False
+        while not record.ended:
+            await record.changed.wait()
+            self._check_open()
+        return record.mute
 
     async def find(self, namespace: str, key: str) -> list[TaskRef]:
         self._check_open()
-        found = await self._list(f"{LABEL}namespace={namespace}", f"{LABEL}key={key}", f"{LABEL}role=job")
-        refs = {
-            item["Labels"][f"{LABEL}token"]: spec.ref_of(
-                item["Labels"], item["Names"][0].lstrip("/"), datetime.fromtimestamp(item["Created"], UTC)
-            )
-            for item in found
-        }
-        for run in self._runs.values():  # being launched: the engine does not know it yet
-            if (run.namespace, run.ref.key) == (namespace, key) and not run.snapshot.ended:
-                refs.setdefault(run.ref.token, run.ref)
-        return sorted(refs.values(), key=lambda ref: ref.attempt)
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for found in await self._engine.list(f"{LABEL}namespace={namespace}", f"{LABEL}key={key}"):
+            groups.setdefault(found["Labels"].get(f"{LABEL}token", ""), []).append(found)
+        refs: list[TaskRef] = []
+        for token, group in groups.items():
+            if _spec.job_name(token) in self._records:
+                continue
+            job = _of_role(group, "job")
+            if (job is None or job["State"] == "created") and await _is_abandoned(group):
+                await self._remove_group(token, group)
+            elif job is not None:
+                refs.append(_ref_of(job["Labels"]))
+        refs.extend(
+            record.ref
+            for record in self._records.values()
+            if (record.namespace, record.ref.key) == (namespace, key)
+            and not record.doomed
+            and record.snapshot.cause is not Cause.VANISHED
+        )
+        return sorted(refs, key=lambda ref: (ref.attempt, ref.created_at or datetime.min.replace(tzinfo=UTC)))
 
     async def forget(self, ref: TaskRef) -> None:
-        run = await self._run(ref)
-        if run is None or not run.snapshot.ended:
+        self._check_open()
+        record = await self._record(ref)
+        if record is None or not record.ended or record.doomed:
             return
-        while run.readers:
-            await run.changed.wait()
-        self._runs.pop(ref.token, None)
+        if record.readers:
+            record.doomed = True  # the last reader that leaves turns off the light
+            record.wake()
+            return
+        await self._remove(record)
+
+    async def _remove(self, record: _Record) -> None:
+        """Remove what an ended attempt holds. The job's own container last: by it the others are found."""
+        for member in record.others:
+            if member.id:
+                await self._engine.remove(member.id, force=True)
+        await self._free(record)
+        # Without force: what should be over, but is not, stays and is found.
+        if record.job.id and record.snapshot.cause is not Cause.VANISHED:
+            await self._engine.remove(record.job.id, force=False)
+        self._records.pop(record.ref.address, None)
+
+    async def _remove_quietly(self, record: _Record) -> None:
         with CancelScope(shield=True):
-            names = [run.ref.address]
-            if run.request.get("sidecars"):
-                names += [spec.container_name(ref.token, name) for name in run.request["sidecars"]]
-                names.append(spec.pause_name(ref.token))
-            for name in names:
-                with suppress(EngineError):
-                    await self._engine.delete(container_path(name), force="1", v="1")
+            try:
+                await self._remove(record)
+            except BackendError:
+                record.doomed = True
 
-    # ---- logs ------------------------------------------------------------------------------------------------------
+    # ---- what others have launched ---------------------------------------------------------------------------------
 
-    async def logs(self, ref: TaskRef, *, follow: bool, tail: int | None = None) -> AsyncIterator[LogLine]:
-        run = await self._run(ref)
-        if run is None:
-            raise LogsUnavailable(f"the lines of attempt {ref.attempt} of {ref.key!r} are gone: its container was removed")
-        while follow and not run.exists and not run.snapshot.ended:
-            await run.changed.wait()
-            self._check_open()
-        if not run.exists:
+    async def _record(self, ref: TaskRef) -> _Record | None:
+        known = self._records.get(ref.address)
+        return known if known is not None else await self._adopt(ref.address)
+
+    async def _adopt(self, address: str) -> _Record | None:
+        """Find an attempt that this backend does not know on the engine, and begin to watch it."""
+        found = await self._engine.inspect(address)
+        if found is None or f"{LABEL}token" not in found["Config"]["Labels"]:
+            return self._records.get(address)
+        labels = found["Config"]["Labels"]
+        token = labels[f"{LABEL}token"]
+        shared = labels.get(f"{LABEL}shared") == "yes"
+        group = await self._engine.list(f"{LABEL}token={token}") if shared else []
+        status = found["State"]["Status"]
+        if status == "created" and not found["State"].get("Error"):
+            owner = labels.get(f"{LABEL}owner")
+            if await anyio.to_thread.run_sync(_host.is_dead, owner):
+                await self._remove_group(token, group or [{"Id": found["Id"], "Labels": labels}])
+                return None
+        signals = [] if status == "running" else await self._engine.signals_sent(found["Id"], found["Created"])
+        if (known := self._records.get(address)) is not None:
+            return known
+        record = self._adopted(found, group, shared=shared)
+        record.signals.extend(signals)
+        self._records[address] = self._by_id[found["Id"]] = record
+        self._watch_kills()
+        self._tasks.start_soon(self._see_adopted, record, found)
+        if status in {"exited", "dead"} or found["State"].get("Error"):
+            # Those who ask whether it is over get the answer at once.
+            while not record.ended and record.trouble is None:
+                await record.changed.wait()
+        return record
+
+    def _adopted(self, found: Mapping[str, Any], group: Iterable[Mapping[str, Any]], *, shared: bool) -> _Record:
+        labels, state = found["Config"]["Labels"], found["State"]
+        job = _Member(found["Name"].lstrip("/"), labels[f"{LABEL}container"], "job", essential=True, id=found["Id"])
+        others = [
+            _Member(
+                part["Names"][0].lstrip("/"),
+                part["Labels"].get(f"{LABEL}container", ""),
+                part["Labels"].get(f"{LABEL}role", "sidecar"),
+                essential=part["Labels"].get(f"{LABEL}essential") == "yes",
+                id=part["Id"],
+            )
+            for part in group
+            if part["Labels"].get(f"{LABEL}role") != "job"
+        ]
+        started = _spec.moment(state["StartedAt"])
+        record = _Record(
+            ref=_ref_of(labels),
+            namespace=labels[f"{LABEL}namespace"],
+            job=job,
+            others=sorted(others, key=lambda member: member.role != "pause"),
+            stop_timeout=int(labels.get(f"{LABEL}stop-timeout", "30")),
+            snapshot=Snapshot(
+                phase=Phase.RUNNING if started else Phase.STARTING,
+                created_at=_spec.moment(found["Created"]),
+                started_at=started,
+            ),
+            shared=shared,
+        )
+        record.cgroup = found["HostConfig"].get("CgroupParent") or None if self._engine.is_here else None
+        record.mount = self._engine.is_here and any(
+            str(mount.get("Source", "")) == str(_host.Scratch(record.ref.token).directory)
+            for mount in found.get("Mounts") or ()
+        )
+        record.placed.set()
+        record.settled.set()
+        if started:
+            job.started.set()
+        return record
+
+    async def _see_adopted(self, record: _Record, found: Mapping[str, Any]) -> None:
+        with record.life:
+            try:
+                last = await self._until_started(record, dict(found))
+                if last is not None and last["State"]["Status"] not in {"exited", "dead", "created"}:
+                    record.job.started.set()
+                    record.reach(Phase.RUNNING, started_at=_spec.moment(last["State"]["StartedAt"]))
+                    async with anyio.create_task_group() as watchers:
+                        for member in record.others:
+                            if member.role == "sidecar":
+                                member.started.set()
+                                watchers.start_soon(self._watch_sidecar, record, member)
+                        last = await self._until_over(record, record.job)
+                        watchers.cancel_scope.cancel()
+                await self._finish(record, last)
+            except Refused as exc:
+                record.doubt(exc)
+
+    async def _until_started(self, record: _Record, found: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Wait while another process brings the attempt up."""
+        pause = _PAUSE_MIN
+        while found is not None and found["State"]["Status"] == "created" and not found["State"].get("Error"):
+            owner = found["Config"]["Labels"].get(f"{LABEL}owner")
+            if await anyio.to_thread.run_sync(_host.is_dead, owner):
+                if await self._insist(record, partial(self._engine.remove, record.job.id, force=False)):
+                    return None
+            await anyio.sleep(pause)
+            pause = min(1.5 * pause, _PAUSE_MAX)
+            found = await self._insist(record, partial(self._engine.inspect, record.job.id))
+        return found
+
+    async def _meet(self, record: _Record) -> None:
+        """Go on with a record whose containers turned out to be another process's."""
+        found = await self._insist(record, partial(self._engine.inspect, record.job.name))
+        if found is None:
+            record.failure = _Unstartable(
+                Trouble("another process has used the same token meanwhile", "submit the job again", True),
+                "409 and then 404",
+            )
+            await self._give_up(record)
             return
-        run.readers += 1
-        try:
-            async with aclosing(self._read(run, run.ref.address, run.request["container"], follow=follow, tail=tail)) as lines:
-                async for line in lines:
-                    if line.stream == "stderr" and line.text.startswith("[FATAL tini "):
-                        # Perhaps the init process's word that the job could not be executed: soon we shall know.
-                        while not run.snapshot.ended:
-                            await run.changed.wait()
-                        if run.init_failed:
-                            continue
-                    yield line
-        finally:
-            run.readers -= 1
-            run.touch()
-
-    def _read(self, run: _Run, name: str, container: str, *, follow: bool, tail: int | None) -> AsyncGenerator[LogLine]:
-        from fargate_runner.backends.docker._logs import read_container
-
-        async def ended() -> None:
-            while not run.snapshot.ended:
-                await run.changed.wait()
-
-        return cast("AsyncGenerator[LogLine]", read_container(
-            self._engine.session, self._engine.base_url, name,
-            container=container, attempt=run.ref.attempt, follow=follow, tail=tail, ended=ended,
-        ))
-
-    # ---- what others left ------------------------------------------------------------------------------------------
-
-    async def _reap(self) -> None:
-        with suppress(BackendError, EngineError):
-            groups: dict[str, list[dict[str, Any]]] = {}
-            for item in await self._list(f"{LABEL}owner"):
-                groups.setdefault(item["Labels"][f"{LABEL}token"], []).append(item)
-            for token, items in groups.items():
-                if token in self._runs or not all(_is_dead(item["Labels"][f"{LABEL}owner"]) for item in items):
-                    continue
-                await self._reap_group(items)
-
-    async def _reap_group(self, items: list[dict[str, Any]]) -> None:
-        own = next((item for item in items if item["Labels"][f"{LABEL}role"] == "job"), None)
-        if own is not None and own["State"] in {"running", "paused", "restarting"}:
+        shared = record.shared
+        group = await self._insist(record, partial(self._engine.list, f"{LABEL}token={record.ref.token}")) if shared else []
+        theirs = self._adopted(found, group, shared=shared)
+        if theirs.ref.description != record.ref.description:
+            trouble = Trouble("the key names another job, which another process has just launched", "use another key")
+            record.failure = _Unstartable(trouble, "409 name in use")
+            record.job.id, record.others = "", []
+            await self._give_up(record)
             return
-        if own is not None and own["State"] != "created":
-            found = await self._inspect(own["Id"])
-            over = spec.age(found["State"].get("FinishedAt"), self._utcnow()).total_seconds() if found else 0.0
-            if over < _KEEP_ENDED:
-                items = [item for item in items if item is not own]
-        for item in items:
-            with suppress(EngineError):
-                await self._engine.delete(container_path(item["Id"]), force="1", v="1")
+        record.job, record.others, record.cgroup, record.mount = theirs.job, theirs.others, theirs.cgroup, theirs.mount
+        record.launch = None
+        self._by_id[found["Id"]] = record
+        record.placed.set()
+        record.settled.set()
+        record.starting = CancelScope()
+        if record.stop_reason is not None:
+            record.stops += 1
+            self._tasks.start_soon(self._stop, record)
+        await self._see_adopted(record, found)
 
 
-def _supervision(request: Mapping[str, Any]) -> dict[str, Any]:
-    """What another process needs to see an attempt to its end."""
-    sidecars = {name: {"essential": side["essential"]} for name, side in request["sidecars"].items()}
-    return {"container": request["container"], "stop_timeout": request["stop_timeout"], "sidecars": sidecars}
+def _secrets_of(job: Job) -> dict[str, Any]:
+    """The secrets of all containers, by container and name: two may give the same name different values."""
+    return {name: secret for name, secret in job.secrets.items()} | {
+        f"{side.name}/{name}": secret for side in job.sidecars for name, secret in side.secrets.items()
+    }
 
 
-@lru_cache(maxsize=1)
-def _boot() -> str:
-    with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return ""
+def _secret_names(part: Mapping[str, Any]) -> list[str]:
+    return [_secret_name(part, name) for name in part["secrets"]]
 
 
-def _birth(pid: int) -> str | None:
+def _secret_name(part: Mapping[str, Any], name: str) -> str:
+    return name if part["role"] == "job" else f"{part['container']}/{name}"
+
+
+def _reveal(secrets: Mapping[str, Any], part: Mapping[str, Any], name: str) -> str:
+    secret = secrets[_secret_name(part, name)]
+    return secret.reveal() if isinstance(secret, Secret) else ""
+
+
+def _hopeless(member: _Member, other: _Member, how: str) -> _Unstartable:
+    whose = "the job" if member.role == "job" else f"sidecar {member.container!r}"
+    reason = f"sidecar {other.container!r} {how}, and {whose} waits for it"
+    return _Unstartable(Trouble(reason, f"read the lines of {other.container!r}"), reason)
+
+
+def _ended_first(record: _Record) -> _Member | None:
+    return next((m for m in record.others if m.essential and m.over.is_set()), None)
+
+
+def _of_role(group: Iterable[Mapping[str, Any]], role: str) -> Any:
+    return next((part for part in group if part["Labels"].get(f"{LABEL}role") == role), None)
+
+
+async def _is_abandoned(group: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the process that made these containers is provably dead."""
+    owners = {part["Labels"].get(f"{LABEL}owner") for part in group}
+    return await anyio.to_thread.run_sync(lambda: all(_host.is_dead(owner) for owner in owners))
+
+
+def _ref_of(labels: Mapping[str, str]) -> TaskRef:
+    token = labels[f"{LABEL}token"]
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
+        description = json.loads(labels[f"{LABEL}job"])
+    except (KeyError, ValueError):
+        description = None
+    return TaskRef(
+        backend=DockerBackend.name,
+        address=_spec.job_name(token),
+        key=labels[f"{LABEL}key"],
+        attempt=int(labels[f"{LABEL}attempt"]),
+        token=token,
+        description=description,
+        created_at=_spec.moment(labels.get(f"{LABEL}created")),
+    )
+
+
+def _written(moment: datetime | None) -> str:
+    return moment.isoformat() if moment is not None else ""
+
+
+def _vanished(last: Snapshot) -> Snapshot:
+    reason = "the engine knows of no such container; it was removed by hand, or forgotten"
+    proof = Proof(source="docker-inspect", seen_at=datetime.now(UTC), evidence="404 No such container")
+    return Snapshot(
+        phase=Phase.ENDED,
+        cause=Cause.VANISHED,
+        reason=reason,
+        created_at=last.created_at,
+        started_at=last.started_at,
+        proof=proof,
+    )
+
+
+def _number(name: str | None) -> int | None:
+    """The number of a signal as images name it: ``SIGINT``, ``INT`` or ``2``."""
+    if not name:
         return None
-    return text.rpartition(")")[2].split()[19]
-
-
-def _pid_space() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def _owner() -> str:
-    """Who makes a container: this process, told apart from every other that was and will be."""
-    pid = os.getpid()
-    return json.dumps([socket.gethostname(), _boot(), _pid_space(), pid, _birth(pid), time.time_ns()])
-
-
-def _is_dead(owner: str) -> bool:
-    """Whether the process that made a container is provably gone. Others' machines and containers are not ours to judge."""
-    try:
-        host, boot, space, pid, birth, _ = json.loads(owner)
-    except ValueError:
-        return False
-    if host != socket.gethostname() or space != _pid_space():
-        return False
-    return bool(boot != _boot() or _birth(pid) != birth)
+    if name.isdigit():
+        return int(name)
+    found = getattr(signal, name if name.startswith("SIG") else f"SIG{name}", None)
+    return int(found) if found is not None else None

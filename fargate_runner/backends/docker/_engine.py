@@ -1,8 +1,8 @@
 """
-The one door to a Docker engine: where it is, how it is asked, and what its errors mean.
+The one door to a Docker engine: finding it, speaking with it, and turning what goes wrong into our errors.
 
-aiodocker does the talking. Its pool of 100 connections would let 50 jobs that are waited for and followed block every
-other question, so it gets a connector without a limit.
+aiodocker makes the connection (contexts, TLS, ssh) and pulls images. What every job needs goes over its session by
+hand: its ``create`` knows no platform, and a call costs a third less CPU without its layers.
 """
 
 from __future__ import annotations
@@ -10,229 +10,559 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Mapping
+import socket
+import ssl
+import stat
+import struct
+import sys
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
-from urllib.parse import quote
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.to_thread
+import attrs
 
 from fargate_runner._errors import BackendError, BackendUnavailable
+from fargate_runner.backends.docker import _spec
 
 if TYPE_CHECKING:
     import aiodocker
+    import aiohttp
 
-_ANSWER_PATIENCE: Final = 60.0
-_PULL_PATIENCE: Final = 3600.0
+__all__ = ["Engine", "Endpoint", "Refused", "discover"]
+
+_SHORT: Final = 60.0
+"""Seconds for a call that the engine answers by itself; a loaded one was seen to take 10."""
+_PULL_SILENCE: Final = 300.0
 
 
-class EngineError(Exception):
-    """The engine refused. ``status`` is HTTP's, the text its own words."""
+class Refused(BackendError):
+    """The engine answered, and said no. ``status`` is its HTTP status, the message its own words."""
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, status: int, words: str, operation: str) -> None:
+        super().__init__(words, operation=operation, code=str(status), retryable=status >= 500)
         self.status = status
+        self.words = words
 
 
-class Engine:
-    """An open connection to an engine."""
+@attrs.frozen(kw_only=True)
+class Endpoint:
+    """Where an engine may listen, and how we came to think so."""
 
-    def __init__(self, docker: aiodocker.Docker, where: str) -> None:
-        self._docker = docker
-        self.where = where
-        self.host: Mapping[str, Any] = {}
-
-    @property
-    def session(self) -> Any:
-        """The HTTP session, for the log reader."""
-        return self._docker.session
-
-    @property
-    def base_url(self) -> str:
-        """What paths of the engine's API are appended to."""
-        return str(self._docker._canonicalize_url("")).rstrip("/")
-
-    @classmethod
-    async def connect(cls, url: str | None) -> Self:
-        """
-        Find an engine and make sure that it answers.
-
-        :raises BackendUnavailable: no client library, no engine, or no permission; says what was tried
-        """
-        try:
-            import aiodocker
-            import aiohttp
-        except ImportError as exc:
-            raise BackendUnavailable(
-                "the Docker backend needs aiodocker: pip install 'fargate-runner[docker]'", operation="connect"
-            ) from exc
-        where = url or _look_for()
-        if where is None:
-            tried = ", ".join(["DOCKER_HOST", *map(str, _sockets())])
-            raise BackendUnavailable(
-                f"no Docker engine was found (tried {tried}); start one, or set DOCKER_HOST", operation="connect"
-            )
-        if where.startswith("unix://"):
-            path = where.removeprefix("unix://")
-            connector = aiohttp.UnixConnector(path, limit=0)
-            docker = aiodocker.Docker(url="unix://localhost", connector=connector)
-        else:
-            docker = aiodocker.Docker(url=where)
-        engine = cls(docker, where)
-        try:
-            engine.host = await engine.get("info")
-        except BaseException:
-            await engine.close()
-            raise
-        return engine
-
-    async def close(self) -> None:
-        connector = self._docker.session.connector
-        await self._docker.close()
-        if connector is not None:  # aiodocker leaves a connector open that it was given
-            await connector.close()
-
-    async def get(self, path: str, **params: Any) -> Any:
-        return await self._ask("GET", path, params=params)
-
-    async def post(self, path: str, body: Any = None, *, timeout: float = _ANSWER_PATIENCE, **params: Any) -> Any:
-        return await self._ask("POST", path, params=params, body=body, timeout=timeout)
-
-    async def put(self, path: str, body: bytes, **params: Any) -> Any:
-        return await self._ask("PUT", path, params=params, body=body)
-
-    async def delete(self, path: str, **params: Any) -> Any:
-        return await self._ask("DELETE", path, params=params)
-
-    async def load(self, archive: bytes) -> None:
-        await self._ask("POST", "images/load", params={"quiet": "1"}, body=archive)
-
-    async def _ask(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, Any],
-        body: Any = None,
-        timeout: float | None = _ANSWER_PATIENCE,
-    ) -> Any:
-        import aiodocker
-        import aiohttp
-
-        headers = {}
-        if isinstance(body, bytes):
-            headers["Content-Type"] = "application/x-tar"
-        elif body is not None:
-            body = json.dumps(body).encode()
-            headers["Content-Type"] = "application/json"
-        try:
-            async with self._docker._query(
-                path,
-                method,
-                params={name: str(value) for name, value in params.items()},
-                data=body,
-                headers=headers,
-                timeout=aiohttp.ClientTimeout(total=timeout),
-            ) as answer:
-                text = await answer.read()
-        except aiodocker.DockerError as exc:
-            if exc.status >= 900:
-                raise self.unavailable(exc) from exc
-            raise EngineError(exc.status, str(exc.message)) from exc
-        except (aiohttp.ClientError, OSError, TimeoutError) as exc:
-            raise self.unavailable(exc) from exc
-        if not text:
-            return answer.status
-        if answer.content_type == "application/json" and not path.startswith(("images/create", "images/load")):
-            return json.loads(text)
-        return text
-
-    async def pull(self, image: str, platform: str | None) -> None:
-        """Pull an image. What the engine says in the middle of its answer is an error too."""
-        name, _, digest = image.partition("@")
-        if digest:
-            params = {"fromImage": name, "tag": digest}
-        else:
-            path, _, last = name.rpartition("/")
-            base, _, tag = last.partition(":")
-            params = {"fromImage": f"{path}/{base}" if path else base, "tag": tag or "latest"}
-        if platform:
-            params["platform"] = platform
-        import aiodocker
-        import aiohttp
-
-        headers = {}
-        if auth := _auth_for(image):
-            headers["X-Registry-Auth"] = auth
-        try:
-            async with self._docker._query(
-                "images/create",
-                "POST",
-                params=params,
-                headers=headers,
-                timeout=aiohttp.ClientTimeout(total=_PULL_PATIENCE),
-            ) as answer:
-                async for line in answer.content:
-                    if b'"error"' in line and (said := json.loads(line).get("error")):
-                        raise EngineError(500, said)
-        except aiodocker.DockerError as exc:
-            raise EngineError(exc.status, str(exc.message)) from exc
-        except (aiohttp.ClientError, OSError, TimeoutError) as exc:
-            raise self.unavailable(exc) from exc
-
-    def unavailable(self, exc: Exception) -> BackendError:
-        said = str(exc) or type(exc).__name__
-        if "ermission denied" in said:
-            hint = "join the group docker, or run as a user who may use it"
-        elif self.where.startswith("unix://"):
-            hint = "is it running? start it, or set DOCKER_HOST"
-        else:
-            hint = "check the address, or set DOCKER_HOST"
-        return BackendUnavailable(
-            f"the Docker engine at {self.where} does not answer: {said}; {hint}", operation="ask", retryable=True
-        )
+    url: str
+    why: str
+    tls: Path | None = attrs.field(default=None)
+    """A directory with ca.pem, cert.pem and key.pem."""
+    verify: bool = True
+    named: bool = True
+    """Somebody named it: then nothing else is tried."""
 
 
-def container_path(name: str, rest: str = "") -> str:
-    return f"containers/{quote(name, safe='')}{rest}"
+def discover(url: str | None, environ: Mapping[str, str], home: Path) -> list[Endpoint]:
+    """
+    Return where to look for an engine, in this order; only the first if somebody named it.
 
-
-def _sockets() -> list[Path]:
-    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
-    return [
-        Path("/var/run/docker.sock"),
-        runtime / "docker.sock",
-        Path.home() / ".docker/run/docker.sock",
-        runtime / "podman/podman.sock",
-        Path("/run/podman/podman.sock"),
+    :raises BackendUnavailable: what was named cannot be read, or must not be used
+    """
+    if url is not None:
+        tls = Path(environ.get("DOCKER_CERT_PATH", home / ".docker")) if environ.get("DOCKER_TLS_VERIFY") else None
+        return [Endpoint(url=url, why="the url given", tls=tls)]
+    if host := environ.get("DOCKER_HOST"):
+        tls = Path(environ.get("DOCKER_CERT_PATH", home / ".docker")) if environ.get("DOCKER_TLS_VERIFY") else None
+        return [_checked(Endpoint(url=host, why="DOCKER_HOST", tls=tls))]
+    directory = Path(environ.get("DOCKER_CONFIG", home / ".docker"))
+    context = environ.get("DOCKER_CONTEXT") or read_config(directory).get("currentContext")
+    if context and context != "default":
+        return [_checked(_context(directory, str(context)))]
+    runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid() if hasattr(os, 'getuid') else 0}"
+    places = [
+        ("the usual socket", "/var/run/docker.sock"),
+        ("a rootless Docker", f"{runtime}/docker.sock"),
+        ("Docker Desktop", str(home / ".docker/run/docker.sock")),
+        ("a rootless Podman", f"{runtime}/podman/podman.sock"),
+        ("Podman", "/run/podman/podman.sock"),
     ]
+    return [Endpoint(url=f"unix://{path}", why=why, named=False) for why, path in places]
 
 
-def _look_for() -> str | None:
-    if host := os.environ.get("DOCKER_HOST"):
-        return host
-    for socket in _sockets():
-        if socket.exists():
-            return f"unix://{socket}"
-    return None
-
-
-def _config() -> dict[str, Any]:
-    directory = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return what ``docker`` itself is configured to do, or nothing if that cannot be read."""
     try:
-        found = json.loads((directory / "config.json").read_text())
+        found = json.loads((directory / "config.json").read_bytes())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _auth_for(image: str) -> str | None:
-    first = image.split("/", 1)[0]
-    registry = first if "/" in image and ("." in first or ":" in first or first == "localhost") else None
-    names = [registry] if registry else ["https://index.docker.io/v1/", "docker.io"]
-    auths = _config().get("auths", {})
-    for name in names:
-        entry = auths.get(name) or auths.get(f"https://{name}")
-        if entry and entry.get("auth"):
-            user, _, password = base64.b64decode(entry["auth"]).decode().partition(":")
-            told = {"username": user, "password": password, "serveraddress": name}
-            return base64.urlsafe_b64encode(json.dumps(told).encode()).decode()
-    return None
+def _context(directory: Path, name: str) -> Endpoint:
+    folder = sha256(name.encode()).hexdigest()
+    try:
+        endpoint = json.loads((directory / "contexts/meta" / folder / "meta.json").read_bytes())["Endpoints"]["docker"]
+        host = str(endpoint["Host"])
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise BackendUnavailable(
+            f"the Docker context {name!r} cannot be read; run 'docker context ls' and choose one that exists, or set "
+            "DOCKER_HOST",
+            operation="open",
+        ) from exc
+    tls = directory / "contexts/tls" / folder / "docker"
+    return Endpoint(
+        url=host,
+        why=f"the Docker context {name!r}",
+        tls=tls if tls.is_dir() else None,
+        verify=not endpoint.get("SkipTLSVerify", False),
+    )
+
+
+def _checked(endpoint: Endpoint) -> Endpoint:
+    parts = urlsplit(endpoint.url)
+    remote = parts.scheme in {"tcp", "http"} and parts.hostname not in {"localhost", "127.0.0.1", "::1"}
+    if remote and endpoint.tls is None:
+        raise BackendUnavailable(
+            f"{endpoint.why} names {endpoint.url}, where anybody on the way may read secrets and start containers; "
+            "use TLS (DOCKER_TLS_VERIFY=1) or ssh://, or pass the url to DockerBackend(url=…) if you mean it",
+            operation="open",
+        )
+    return endpoint
+
+
+class Engine:
+    """A connection to an engine that answers."""
+
+    def __init__(self, docker: aiodocker.Docker, session: aiohttp.ClientSession, endpoint: Endpoint, base: str) -> None:
+        self._docker = docker
+        self.session = session
+        self.endpoint = endpoint
+        self.base = base
+        self.ncpu = 1
+        self.architecture = "amd64"
+        self.cgroup_version = ""
+        self.cgroup_driver = ""
+        self.is_podman = False
+        self.is_here = False
+        """Whether we are root on the engine's own machine: then there can be control groups and mounts of ours."""
+
+    @classmethod
+    @asynccontextmanager
+    async def connected(cls, url: str | None) -> AsyncGenerator[Self]:
+        """
+        Find an engine and connect to it.
+
+        :raises BackendUnavailable: none answers; says where we looked and what to do
+        """
+        try:
+            await anyio.to_thread.run_sync(_load)
+        except ImportError as exc:
+            raise BackendUnavailable(
+                f"the Docker backend needs aiodocker ({exc.name or exc} is missing); "
+                "install it with: pip install 'fargate-runner[docker]'",
+                operation="open",
+            ) from exc
+        endpoints = await anyio.to_thread.run_sync(discover, url, dict(os.environ), Path.home())
+        tried: list[str] = []
+        for endpoint in endpoints:
+            if not endpoint.named and not await anyio.to_thread.run_sync(_is_socket, endpoint.url):
+                tried.append(f"{endpoint.url} ({endpoint.why}): not there")
+                continue
+            try:
+                engine = await cls._connect(endpoint)
+            except BackendError as exc:
+                tried.append(f"{endpoint.url} ({endpoint.why}): {exc}")
+                continue
+            try:
+                yield engine
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await engine._close()
+            return
+        raise BackendUnavailable(
+            "no Docker engine answers. Tried: " + "; ".join(tried) + ". Start one ('systemctl start docker'), allow "
+            "this user to use its socket (the group 'docker'), or name it with DOCKER_HOST or DockerBackend(url=…)",
+            operation="open",
+        )
+
+    @classmethod
+    async def _connect(cls, endpoint: Endpoint) -> Self:
+        import aiodocker
+        import aiohttp
+
+        try:
+            connector, base = await anyio.to_thread.run_sync(_connector_of, endpoint)
+            made = connector()
+        except (OSError, ValueError, aiodocker.DockerError) as exc:
+            raise BackendUnavailable(f"cannot connect: {exc}", operation="open") from exc
+        # No cookies, no limit: a hundred containers that are waited for would leave no connection for anything else.
+        session = aiohttp.ClientSession(connector=made, cookie_jar=aiohttp.DummyCookieJar())
+        try:
+            probe = cls(None, session, endpoint, base)  # type: ignore[arg-type]
+            version = await probe.call("GET", "/version", timeout=10)
+            api = f"v{version['ApiVersion']}"
+            docker = aiodocker.Docker(url=base, connector=made, session=session, api_version=api)
+            engine = cls(docker, session, endpoint, f"{base}/{api}")
+            await engine._learn(version)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await session.close()
+            raise
+        return engine
+
+    async def _learn(self, version: Mapping[str, Any]) -> None:
+        found = await self.call("GET", "/info")
+        self.ncpu = int(found.get("NCPU") or 1)
+        self.architecture = str(version.get("Arch") or "amd64")
+        self.cgroup_version = str(found.get("CgroupVersion") or "1")
+        self.cgroup_driver = str(found.get("CgroupDriver") or "")
+        self.is_podman = any("Podman" in part.get("Name", "") for part in version.get("Components") or ())
+        if found.get("OSType", "linux") != "linux":
+            raise BackendUnavailable("this engine runs Windows containers; switch it to Linux", operation="open")
+        path = self.endpoint.url.removeprefix("unix://")
+        if path != self.endpoint.url:
+            self.is_here = await anyio.to_thread.run_sync(_is_ours, path)
+
+    async def _close(self) -> None:
+        import asyncio
+
+        with anyio.move_on_after(5):
+            await self._docker.close()
+            await self.session.close()
+            # aiohttp closes its transports one turn of the loop later.
+            await asyncio.sleep(0)
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        params: Mapping[str, str] | None = None,
+        timeout: float | None = _SHORT,
+        raw: bytes | None = None,
+        accept: tuple[int, ...] = (),
+    ) -> Any:
+        """
+        Ask the engine, and return its answer as data; of a status in *accept*, None.
+
+        :raises BackendUnavailable: it cannot be reached, or does not answer in time
+        :raises Refused: it says no
+        """
+        import aiohttp
+
+        operation = f"{method} {path}"
+        headers = None
+        payload = raw
+        if body is not None:
+            payload, headers = json.dumps(body).encode(), _JSON
+        elif raw is not None:
+            headers = {"Content-Type": "application/x-tar"}
+        limit = aiohttp.ClientTimeout(total=timeout)
+        try:
+            async with self.session.request(
+                method, self.base + path, data=payload, params=params, headers=headers, timeout=limit
+            ) as answer:
+                said = await answer.read()
+                status = answer.status
+        except (aiohttp.ClientError, OSError, TimeoutError) as exc:
+            word = "does not answer in time" if isinstance(exc, TimeoutError) else f"cannot be reached ({exc})"
+            raise BackendUnavailable(
+                f"the engine at {self.endpoint.url} {word}; check that it runs, for example with 'docker version'",
+                operation=operation,
+                retryable=True,
+            ) from exc
+        if status in accept:
+            return None
+        if status >= 400:
+            raise Refused(status, _words(said), operation)
+        if not said:
+            return None
+        try:
+            return json.loads(said)
+        except ValueError as exc:
+            raise BackendError(f"the engine's answer to {operation} is not JSON", operation=operation) from exc
+
+    # ---- what is asked for -----------------------------------------------------------------------------------------
+
+    async def image(self, name: str) -> dict[str, Any] | None:
+        """Inspect an image that the engine has."""
+        try:
+            found: dict[str, Any] = await self.call("GET", f"/images/{name}/json")
+        except Refused as exc:
+            if exc.status == 404:
+                return None
+            raise
+        return found
+
+    async def create(self, name: str, body: Mapping[str, Any], platform: str | None) -> str:
+        """Create a container and return its id."""
+        params = {"name": name}
+        if platform:
+            params["platform"] = platform
+        made = await self.call("POST", "/containers/create", body=body, params=params, timeout=2 * _SHORT)
+        return str(made["Id"])
+
+    async def start(self, container: str) -> None:
+        """Start a container; no error if it runs."""
+        await self.call("POST", f"/containers/{container}/start", timeout=5 * _SHORT)
+
+    async def wait(self, container: str, *, condition: str = "not-running") -> None:
+        """Return once a container is over."""
+        await self.call("POST", f"/containers/{container}/wait", params={"condition": condition}, timeout=None)
+
+    async def inspect(self, container: str) -> dict[str, Any] | None:
+        """Return what the engine knows of a container; None if it knows of none."""
+        try:
+            found: dict[str, Any] = await self.call("GET", f"/containers/{container}/json")
+        except Refused as exc:
+            if exc.status == 404:
+                return None
+            raise
+        return found
+
+    async def list(self, *labels: str) -> list[dict[str, Any]]:
+        """Return all containers that bear all of these labels, as the engine's short records."""
+        params = {"all": "1", "filters": json.dumps({"label": list(labels)})}
+        found: list[dict[str, Any]] = await self.call("GET", "/containers/json", params=params)
+        return found
+
+    async def stop(self, container: str, seconds: int) -> bool:
+        """SIGTERM, *seconds*, SIGKILL. Return whether it still ran: False if it was over, or is gone."""
+        try:
+            # The engine answers once it is over.
+            return await self._stop(container, seconds)
+        except Refused as exc:
+            if exc.status == 404:
+                return False
+            raise
+
+    async def _stop(self, container: str, seconds: int) -> bool:
+        import aiohttp
+
+        limit = aiohttp.ClientTimeout(total=seconds + _SHORT)
+        path = f"/containers/{container}/stop"
+        try:
+            async with self.session.post(f"{self.base}{path}", params={"t": str(seconds)}, timeout=limit) as answer:
+                said = await answer.read()
+        except (aiohttp.ClientError, OSError, TimeoutError) as exc:
+            raise BackendUnavailable(
+                f"the engine at {self.endpoint.url} cannot be reached ({exc})", operation=f"POST {path}", retryable=True
+            ) from exc
+        if answer.status >= 400:
+            raise Refused(answer.status, _words(said), f"POST {path}")
+        return answer.status == 204
+
+    async def remove(self, container: str, *, force: bool) -> bool:
+        """Remove a container and its anonymous volumes. Return False if it runs and *force* is not set."""
+        params = {"v": "1", "force": "1" if force else "0"}
+        try:
+            await self.call("DELETE", f"/containers/{container}", params=params, accept=(404,), timeout=2 * _SHORT)
+        except Refused as exc:
+            if exc.status == 409 and "removal of container" in exc.words.lower():
+                return True  # somebody else is at it
+            if exc.status == 409 and not force:
+                return False
+            raise
+        return True
+
+    async def pull(self, image: str, platform: str | None) -> None:
+        """
+        Pull an image, with what ``docker login`` left for its registry.
+
+        :raises Refused: the engine or the registry says no
+        :raises BackendUnavailable: the engine went away
+        """
+        import aiodocker
+        import aiohttp
+
+        registry = _spec.registry_of(image)
+        login = await _login(registry)
+        operation = f"pull {image}"
+        try:
+            stream = self._docker.images.pull(
+                _spec.qualified(image),
+                auth=login,
+                platform=platform,
+                stream=True,
+                timeout=None,
+            )
+            with anyio.fail_after(_PULL_SILENCE) as patience:
+                async for _ in stream:
+                    patience.deadline = anyio.current_time() + _PULL_SILENCE
+        except aiodocker.DockerError as exc:
+            if exc.status == 900:
+                raise BackendUnavailable(str(exc.message), operation=operation, retryable=True) from exc
+            raise Refused(exc.status, str(exc.message), operation) from exc
+        except TimeoutError as exc:
+            raise Refused(504, f"pull of {image}: i/o timeout, nothing came for a long time", operation) from exc
+        except (aiohttp.ClientError, OSError) as exc:
+            raise BackendUnavailable(f"the engine went away ({exc})", operation=operation, retryable=True) from exc
+
+    async def load(self, archive: bytes) -> None:
+        """Load an image."""
+        await self.call("POST", "/images/load", raw=archive, params={"quiet": "1"}, timeout=2 * _SHORT)
+
+    async def put_archive(self, container: str, archive: bytes) -> None:
+        """Unpack an archive at the root of a container."""
+        await self.call("PUT", f"/containers/{container}/archive", raw=archive, params={"path": "/"})
+
+    async def tail(self, container: str, lines: int) -> bytes:
+        """Return the raw frames of a container's last lines."""
+        import aiohttp
+
+        params = {"stdout": "1", "stderr": "1", "tail": str(lines)}
+        try:
+            async with self.session.get(
+                f"{self.base}/containers/{container}/logs", params=params, timeout=aiohttp.ClientTimeout(total=_SHORT)
+            ) as answer:
+                said = await answer.read()
+                return said if answer.status == 200 else b""
+        except (aiohttp.ClientError, OSError, TimeoutError) as exc:
+            raise BackendUnavailable(f"the engine cannot be reached ({exc})", operation="logs", retryable=True) from exc
+
+    async def kills(self) -> AsyncGenerator[tuple[str, int]]:
+        """Yield (container id, signal) whenever somebody sends one of ours a signal. Ends when the stream is cut."""
+        import aiohttp
+
+        chosen = {"type": ["container"], "event": ["kill"], "label": [f"{_spec.LABEL}role=job"]}
+        try:
+            async with self.session.get(
+                f"{self.base}/events",
+                params={"filters": json.dumps(chosen)},
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=30),
+            ) as answer:
+                async for line in answer.content:
+                    event = json.loads(line)
+                    yield str(event["Actor"]["ID"]), int(event["Actor"]["Attributes"].get("signal", 0))
+        except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError):
+            return
+
+    async def signals_sent(self, container: str, since: str) -> list[int]:
+        """Return the signals that were sent to a container through the engine, as far back as it remembers."""
+        import aiohttp
+
+        params = {
+            "since": since,
+            "until": str(int(time.time()) + 1),
+            "filters": json.dumps({"container": [container], "event": ["kill"]}),
+        }
+        try:
+            async with self.session.get(
+                f"{self.base}/events", params=params, timeout=aiohttp.ClientTimeout(total=_SHORT)
+            ) as answer:
+                lines = (await answer.read()).splitlines() if answer.status == 200 else []
+            return [int(json.loads(line)["Actor"]["Attributes"].get("signal", 0)) for line in lines]
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError):
+            return []
+
+    async def gateway(self, network: str) -> str | None:
+        """Return the address at which containers of *network* see the engine's machine."""
+        try:
+            found = await self.call("GET", f"/networks/{network}")
+        except Refused:
+            return None
+        for part in (found.get("IPAM") or {}).get("Config") or ():
+            if part.get("Gateway"):
+                return str(part["Gateway"])
+        return None
+
+
+_JSON: Final = {"Content-Type": "application/json"}
+
+
+def _words(said: bytes) -> str:
+    try:
+        return str(json.loads(said)["message"])
+    except (ValueError, KeyError, TypeError):
+        return said.decode(errors="replace").strip()[:500] or "no reason given"
+
+
+def _load() -> None:
+    import aiodocker
+    import aiohttp  # noqa: F401  (the imports take a moment; in a thread they do not hold up the loop)
+
+    _ = aiodocker.Docker
+
+
+def _is_socket(url: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(url.removeprefix("unix://")).st_mode)  # noqa: PTH116
+    except OSError:
+        return False
+
+
+def _connector_of(endpoint: Endpoint) -> tuple[Any, str]:
+    """Return what makes the connector, on the event loop, and the base of all URLs. Reads files: for a thread."""
+    import aiohttp
+
+    url = endpoint.url
+    scheme, _, rest = url.partition("://")
+    match scheme:
+        case "unix":
+            return lambda: aiohttp.UnixConnector(rest, limit=0), "http://localhost"
+        case "npipe":
+            path = rest.replace("/", "\\")
+            return lambda: aiohttp.NamedPipeConnector(path, limit=0), "http://localhost"
+        case "ssh":
+            from aiodocker.ssh import SSHConnector
+
+            return lambda: SSHConnector(url), "http://localhost"
+        case "tcp" | "http" | "https":
+            if endpoint.tls is None and scheme != "https":
+                return lambda: aiohttp.TCPConnector(limit=0), f"http://{rest.rstrip('/')}"
+            context = ssl.create_default_context()
+            if endpoint.tls is not None:
+                ca, cert, key = (endpoint.tls / name for name in ("ca.pem", "cert.pem", "key.pem"))
+                if ca.exists():
+                    context.load_verify_locations(str(ca))
+                if cert.exists():
+                    context.load_cert_chain(str(cert), str(key))
+                if not endpoint.verify:
+                    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            return lambda: aiohttp.TCPConnector(limit=0, ssl=context), f"https://{rest.rstrip('/')}"
+    raise ValueError(f"{url!r} is no address of an engine; write it like unix:///var/run/docker.sock")
+
+
+def _is_ours(path: str) -> bool:
+    """Whether we are root on the machine of the engine behind this socket, and see its file system as it does."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.settimeout(5)
+            probe.connect(path)
+            pid, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            # 0 is a process outside of our pid namespace. The listener may be pid 1, on behalf of the engine.
+            return pid > 0 and os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")  # noqa: PTH115
+        except OSError:
+            return False
+
+
+async def _login(registry: str) -> dict[str, str] | None:
+    """Return what ``docker login`` left for *registry*: in its file, or with its credential helper."""
+    config = await anyio.to_thread.run_sync(
+        lambda: read_config(Path(os.environ.get("DOCKER_CONFIG", Path.home() / ".docker")))
+    )
+    helper = (config.get("credHelpers") or {}).get(registry) or config.get("credsStore")
+    if helper:
+        try:
+            done = await anyio.run_process([f"docker-credential-{helper}", "get"], input=registry.encode(), check=False)
+            found = json.loads(done.stdout) if done.returncode == 0 else {}
+        except (OSError, ValueError):
+            found = {}
+        if found.get("Username") == "<token>":
+            return {"identitytoken": str(found.get("Secret", ""))}
+        if found.get("Username"):
+            return {"username": str(found["Username"]), "password": str(found.get("Secret", ""))}
+    entry = (config.get("auths") or {}).get(registry) or (config.get("auths") or {}).get(f"https://{registry}")
+    if not isinstance(entry, dict):
+        return None
+    if entry.get("identitytoken"):
+        return {"identitytoken": str(entry["identitytoken"])}
+    try:
+        user, _, password = base64.b64decode(str(entry.get("auth", ""))).decode().partition(":")
+    except ValueError:
+        return None
+    return {"username": user, "password": password} if user else None

@@ -216,7 +216,7 @@ class Lines:
         seconds, nanoseconds = max(
             floor, min(_epoch(stream.stamp) if stream.stamp else floor for stream in (self._out, self._err))
         )
-        return f"{seconds}.{nanoseconds:09d}" if self.precise else str(seconds)
+        return f"{seconds}.{nanoseconds:09d}"
 
     def start_here(self) -> bool:
         """
@@ -278,16 +278,14 @@ class Lines:
                 # All parts of a line bear one stamp: this frame is of another.
                 append(self._line(stream))
             if text[-1:] != b"\n":
-                if not stream.parts:
-                    stream.began = stamp
+                stream.began = stream.began if stream.parts else stamp
                 stream.parts.append(text)
                 if self.unmarked and len(text) < _PART_SIZE:
                     append(self._line(stream))
                 continue
             if stream.parts:
                 stamp = stream.began
-                stream.parts.append(text)
-                text = b"".join(stream.parts)
+                text = b"".join((*stream.parts, text))
                 stream.parts.clear()
             if stamp != at_stamp:
                 at_stamp, at = stamp, parse(stamp.decode())
@@ -452,21 +450,32 @@ class _Reader:
     async def _follow(self) -> AsyncGenerator[list[LogLine]]:
         """Follow a log that cannot rotate until the container is over, or the follow turns out not to be reliable."""
         pause = _PAUSE_MIN
+        lines, tail = self._lines, None
         while True:
-            taken = self._lines.taken
+            taken = lines.taken
             try:
-                async with aclosing(self._pass(follow=True, since=self._begin())) as batches:
+                if tail is None:
+                    answer = self._pass(follow=True, since=self._begin())
+                else:
+                    lines.begin("tail")
+                    answer = self._pass(follow=True, tail=tail)
+                async with aclosing(answer) as batches:
                     async for batch in batches:
                         yield batch
             except _WholeSeconds:
-                self._lines.precise = False
+                lines.precise = False
                 return
+            except Uncovered:
+                tail = None
+                continue
             except (_Cut, EngineWord) as exc:
                 self._failed(exc)
-            if self._lines.taken > taken:
+            if lines.taken > taken:
                 pause = _PAUSE_MIN
-            # An engine also ends the follow of a container that has not started, and when it is itself restarted.
-            # The end of the follow and of the container come in either order, some milliseconds apart.
+            # An engine also ends the follow of a container that has not started, and of all when it is restarted. One
+            # that is over may have to wait for the rest of its job, so taking up a follow has to be cheap.
+            # The end of a follow and that of the container come in either order, some milliseconds apart.
+            tail = _WINDOW_MIN if lines.taken and lines.ordered else None
             if await self._over_within(pause):
                 return
             pause = min(2 * pause, _PAUSE_MAX)

@@ -1,8 +1,8 @@
 """
-The container that holds the network of a job with sidecars: an image of one file that does nothing, for ever.
+The image of the container that holds a job's network while its containers come and go.
 
-Made here, byte by byte, because it must not depend on a registry: a static ELF program of one loop around `pause`
-(x86-64) or `ppoll` (aarch64, which has no `pause`).
+It is made by hand, so that no registry is needed: one static program of some 140 bytes that waits for ever. The same
+input gives the same bytes, and with them the same image id.
 """
 
 from __future__ import annotations
@@ -12,52 +12,74 @@ import io
 import json
 import struct
 import tarfile
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
-# mov eax, 34 (pause); syscall; jmp back
-_X86_64: Final = bytes.fromhex("b822000000" "0f05" "ebf7")
-# mov x0..x3, #0; mov w8, #73 (ppoll); svc 0; b back (to the first instruction)
-_AARCH64: Final = struct.pack("<7I", 0xD2800000, 0xD2800001, 0xD2800002, 0xD2800003, 0x52800928, 0xD4000001, 0x17FFFFFA)
-_MACHINES: Final = {"amd64": (0x3E, _X86_64), "arm64": (0xB7, _AARCH64)}
+__all__ = ["IMAGES", "image_name", "image_tar"]
+
+# pause(2) in a loop; aarch64 has no pause, there it is ppoll(NULL, 0, NULL, NULL).
+_X86_64: Final = bytes.fromhex("b822000000 0f05 ebf7")
+_AARCH64: Final = struct.pack(
+    "<8I",
+    0xD2800928,  # mov x8, 73
+    0xD2800000,  # mov x0, 0
+    0xD2800001,  # mov x1, 0
+    0xD2800002,  # mov x2, 0
+    0xD2800003,  # mov x3, 0
+    0xD2800004,  # mov x4, 0
+    0xD4000001,  # svc 0
+    0x17FFFFF9,  # b to the beginning
+)
+_BASE: Final = 0x400000
+
+IMAGES: Final[Mapping[str, tuple[int, bytes]]] = {"amd64": (62, _X86_64), "arm64": (183, _AARCH64)}
+"""Architectures, in the engine's words, that there is an image for: ELF machine number and code."""
 
 
-def program(architecture: str) -> bytes:
-    """Return the ELF file for *architecture*, in the words of images (amd64, arm64)."""
-    machine, code = _MACHINES[architecture]
-    base, header = 0x400000, 64 + 56
-    size = header + len(code)
+def _program(architecture: str) -> bytes:
+    """Return a static ELF program: one header, one segment, the code."""
+    machine, code = IMAGES[architecture]
+    head, entry = 64 + 56, _BASE + 64 + 56
+    size = head + len(code)
     elf = struct.pack(
-        "<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01" + bytes(9), 2, machine, 1, base + header, 64, 0, 0, 64, 56, 1, 0, 0, 0
+        "<4s5B7x2HI3QI6H", b"\x7fELF", 2, 1, 1, 0, 0, 2, machine, 1, entry, 64, 0, 0, 64, 56, 1, 0, 0, 0
     )
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, size, size, 0x1000)
+    segment = struct.pack("<2I6Q", 1, 5, 0, _BASE, _BASE, size, size, 0x1000)
     return elf + segment + code
 
 
-def archive(architecture: str) -> tuple[str, bytes]:
-    """Return the name of the image and the archive that `docker load` takes."""
-    layer = _tar({"pause": program(architecture)}, mode=0o755)
+def _tar(files: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o755
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def image_name(architecture: str) -> str:
+    """Return the name of the image for *architecture*; its tag tells its content."""
+    return f"fargate-runner/pause:{hashlib.sha256(_program(architecture)).hexdigest()[:16]}"
+
+
+def image_tar(architecture: str) -> bytes:
+    """Return the image as the engine loads it."""
+    layer = _tar({"pause": _program(architecture)})
     digest = hashlib.sha256(layer).hexdigest()
-    config = json.dumps(
-        {
-            "architecture": architecture,
-            "os": "linux",
-            "config": {"Entrypoint": ["/pause"], "StopSignal": "SIGKILL"},
-            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
-            "history": [{"created_by": "fargate-runner"}],
-        },
-        sort_keys=True,
-    ).encode()
-    name = f"fargate-runner/pause:{hashlib.sha256(config).hexdigest()[:12]}"
-    config_name = f"{hashlib.sha256(config).hexdigest()}.json"
-    manifest = json.dumps([{"Config": config_name, "RepoTags": [name], "Layers": ["layer.tar"]}]).encode()
-    return name, _tar({config_name: config, "layer.tar": layer, "manifest.json": manifest}, mode=0o644)
-
-
-def _tar(files: dict[str, bytes], *, mode: int) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in sorted(files.items()):
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode, entry.mtime = len(content), mode, 0
-            tar.addfile(entry, io.BytesIO(content))
-    return out.getvalue()
+    config: dict[str, Any] = {
+        "architecture": architecture,
+        "os": "linux",
+        "created": "1970-01-01T00:00:00Z",
+        "config": {"Entrypoint": ["/pause"], "StopSignal": "SIGKILL"},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
+        "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "fargate-runner"}],
+    }
+    written = json.dumps(config, sort_keys=True).encode()
+    config_name = f"{hashlib.sha256(written).hexdigest()}.json"
+    manifest = [{"Config": config_name, "RepoTags": [image_name(architecture)], "Layers": [f"{digest}/layer.tar"]}]
+    return _tar({
+        config_name: written,
+        f"{digest}/layer.tar": layer,
+        "manifest.json": json.dumps(manifest).encode(),
+    })
