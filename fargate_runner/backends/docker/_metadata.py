@@ -58,9 +58,9 @@ class MetadataServer:
         app.router.add_get("/v4/{id}/task", self._task)
         app.router.add_get("/v4/{id}/stats", self._container_stats)
         app.router.add_get("/v4/{id}/task/stats", self._task_stats)
-        runner = web.AppRunner(app, access_log=None)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await runner.setup()
-        site = web.TCPSite(runner, address, 0, shutdown_timeout=1)
+        site = web.TCPSite(runner, address, 0)
         try:
             await site.start()
         except OSError:
