@@ -6,7 +6,7 @@ Calls to a platform's API are retried elsewhere, by the backend that makes them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import attrs
@@ -16,7 +16,7 @@ from fargate_runner._job import Job
 from fargate_runner._lifecycle import Attempt, Kind, Outcome
 
 if TYPE_CHECKING:
-    from tenacity.wait import wait_base
+    from tenacity import RetryCallState
 
 __all__ = ["Decision", "Retry", "Rule"]
 
@@ -139,7 +139,7 @@ class Retry:
     interruptions: int = attrs.field(default=10, validator=_times)
     max_memory_gib: float = attrs.field(default=244.0)
     rules: tuple[Rule, ...] = attrs.field(default=(), converter=_rules)
-    wait: wait_base | None = None
+    wait: Callable[[RetryCallState], float] | None = None
 
     def __attrs_post_init__(self) -> None:
         most = self.max_memory_gib

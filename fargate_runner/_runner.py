@@ -13,7 +13,7 @@ import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final, Literal, Self, cast
 
@@ -276,7 +276,7 @@ class Runner(AsyncContextManagerMixin):
         namespace: str = "default",
         on_exit: Literal["stop", "detach"] = "stop",
         observers: Iterable[Observer] = (),
-        utcnow: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+        utcnow: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         if backend is None:
             from fargate_runner.backends.process import ProcessBackend

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 import anyio
@@ -148,7 +148,7 @@ class MemoryBackend(Backend):
         script: Callable[[Job, Identity], Script] = _succeed,
         *,
         platform: MemoryPlatform | None = None,
-        utcnow: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+        utcnow: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.platform = platform if platform is not None else MemoryPlatform()
         self._script = script
@@ -162,7 +162,8 @@ class MemoryBackend(Backend):
             identity=identity,
             job_name=job.name,
             description=job.describe(),
-            request=attrs.asdict(script) | {
+            request=attrs.asdict(script)
+            | {
                 "cause": script.cause.value,
                 "stop_timeout": job.stop_timeout.total_seconds(),
                 "env": identity.variables | dict(job.env),

@@ -14,16 +14,16 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 __all__ = ["VirtualClock"]
 
-_START = datetime(2026, 1, 1, tzinfo=timezone.utc)
+_START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class VirtualClock:
-    """A clock that only moves when everybody waits. ``clock.loop`` is a loop factory, ``clock.utcnow`` tells the time."""
+    """A clock that moves only when everybody waits: ``loop`` is a loop factory, ``utcnow`` tells the virtual time."""
 
     def __init__(self, start: datetime = _START) -> None:
         self._start = start
@@ -55,7 +55,7 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
         return self._clock.time()
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[valid-type,misc]  # the class is chosen at run time
+class _JumpingSelector(selectors.DefaultSelector):
     """Instead of sleeping until the next timer, moves the clock there."""
 
     def __init__(self, clock: VirtualClock) -> None:
@@ -71,7 +71,7 @@ class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[valid-type,mi
         return ready
 
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
-        return super().get_map()  # type: ignore[no-any-return]
+        return super().get_map()
 
 
 def _select(selector: Any, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:

@@ -50,7 +50,7 @@ def waiting(key: str) -> Job:
 
 async def left(key: str) -> list[object]:
     async with DockerBackend() as backend:
-        return [ref for ref in await backend.find("cancelled", key)]
+        return list(await backend.find("cancelled", key))
 
 
 @pytest.mark.parametrize("step", range(1, 9))

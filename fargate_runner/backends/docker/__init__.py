@@ -1,4 +1,4 @@
-"""A real Docker engine as a place where jobs run, under Fargate's rules. Needs the extra ``docker`` once it is opened."""
+"""A real Docker engine as a place where jobs run, under Fargate's rules. Opening it needs the extra ``docker``."""
 
 from __future__ import annotations
 

@@ -383,7 +383,7 @@ class DockerBackend(Backend):
             problem = f"the engine's architecture {self._engine.architecture!r} is none that we can hold a network on"
             raise InvalidJob("sidecars", [s.name for s in job.sidecars], problem, "use an amd64 or arm64 engine")
         images: dict[str, tuple[str, str] | None] = {}
-        for image in {str(part.image) for part in (job, *job.sidecars)}:
+        for image in {str(job.image), *(sidecar.image for sidecar in job.sidecars)}:
             found = await self._engine.image(image)
             images[image] = (found["Id"], _spec.image_platform(found)) if found else None
         token = launch_token("docker", identity)
@@ -485,6 +485,10 @@ class DockerBackend(Backend):
                     await self._launch(record, None)
                     if not record.ended and record.job.started.is_set():
                         await self._attend(record)
+            except Exception as exc:
+                # Whoever waits must hear of a bug as well; it goes on to the task group, so that it is not hidden.
+                record.doubt(BackendError(f"the docker backend failed: {type(exc).__name__}: {exc}"))
+                raise
             finally:
                 record.settled.set()
                 record.placed.set()
@@ -570,7 +574,7 @@ class DockerBackend(Backend):
                 await self._engine.stop(member.where, 0)
 
     async def _insist(self, record: _Record, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Make a call whose effect has to be known: not to be cancelled in it, and repeated while the engine is away."""
+        """Make a call whose effect has to be known: not cancelled in the middle, repeated while the engine is away."""
         since: float | None = None
         pause = _PAUSE_MIN
         while True:
@@ -724,7 +728,7 @@ class DockerBackend(Backend):
         try:
             given = self._aws_credentials()
             found = await given if isinstance(given, Awaitable) else given
-        except Exception as exc:  # noqa: BLE001 (it is the caller's function; its words may hold a secret)
+        except Exception as exc:
             trouble = Trouble(f"aws_credentials failed with {type(exc).__name__}", "look into that function", True)
             raise _Unstartable(trouble, type(exc).__name__) from exc
         return found.as_file()
@@ -943,7 +947,9 @@ class DockerBackend(Backend):
             record.reach(Phase.STOPPING, exit_code=found["State"]["ExitCode"])
             await self._insist(record, partial(self._stop_others, record))
             for member in record.others:
-                if member.role == "sidecar" and (part := await self._insist(record, partial(self._engine.inspect, member.where))):
+                if member.role != "sidecar":
+                    continue
+                if part := await self._insist(record, partial(self._engine.inspect, member.where)):
                     sidecars.append(part)
         self._forget_metadata(record.ref.token)
         deadly = {signal.SIGKILL, signal.SIGTERM, _number(found["Config"].get("StopSignal"))}
@@ -1172,7 +1178,7 @@ class DockerBackend(Backend):
             if await anyio.to_thread.run_sync(_host.is_dead, owner):
                 await self._remove_group(token, group or [{"Id": found["Id"], "Labels": labels}])
                 return None
-        signals = [] if status == "running" else await self._engine.signals_sent(found["Id"], found["Created"])
+        signals = () if status == "running" else await self._engine.signals_sent(found["Id"], found["Created"])
         if (known := self._records.get(address)) is not None:
             return known
         record = self._adopted(found, group, shared=shared)
@@ -1248,9 +1254,9 @@ class DockerBackend(Backend):
         pause = _PAUSE_MIN
         while found is not None and found["State"]["Status"] == "created" and not found["State"].get("Error"):
             owner = found["Config"]["Labels"].get(f"{LABEL}owner")
-            if await anyio.to_thread.run_sync(_host.is_dead, owner):
-                if await self._insist(record, partial(self._engine.remove, record.job.id, force=False)):
-                    return None
+            removing = partial(self._engine.remove, record.job.id, force=False)
+            if await anyio.to_thread.run_sync(_host.is_dead, owner) and await self._insist(record, removing):
+                return None
             await anyio.sleep(pause)
             pause = min(1.5 * pause, _PAUSE_MAX)
             found = await self._insist(record, partial(self._engine.inspect, record.job.id))
@@ -1267,7 +1273,8 @@ class DockerBackend(Backend):
             await self._give_up(record)
             return
         shared = record.shared
-        group = await self._insist(record, partial(self._engine.list, f"{LABEL}token={record.ref.token}")) if shared else []
+        listing = partial(self._engine.list, f"{LABEL}token={record.ref.token}")
+        group = await self._insist(record, listing) if shared else []
         theirs = self._adopted(found, group, shared=shared)
         if theirs.ref.description != record.ref.description:
             trouble = Trouble("the key names another job, which another process has just launched", "use another key")
@@ -1289,7 +1296,7 @@ class DockerBackend(Backend):
 
 def _secrets_of(job: Job) -> dict[str, Any]:
     """The secrets of all containers, by container and name: two may give the same name different values."""
-    return {name: secret for name, secret in job.secrets.items()} | {
+    return dict(job.secrets) | {
         f"{side.name}/{name}": secret for side in job.sidecars for name, secret in side.secrets.items()
     }
 

@@ -16,7 +16,7 @@ import stat
 import struct
 import sys
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import aiodocker
     import aiohttp
 
-__all__ = ["Engine", "Endpoint", "Refused", "discover"]
+__all__ = ["Endpoint", "Engine", "Refused", "discover"]
 
 _SHORT: Final = 60.0
 """Seconds for a call that the engine answers by itself; a loaded one was seen to take 10."""
@@ -439,7 +439,7 @@ class Engine:
         except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError):
             return
 
-    async def signals_sent(self, container: str, since: str) -> list[int]:
+    async def signals_sent(self, container: str, since: str) -> Sequence[int]:
         """Return the signals that were sent to a container through the engine, as far back as it remembers."""
         import aiohttp
 
@@ -522,6 +522,8 @@ def _connector_of(endpoint: Endpoint) -> tuple[Any, str]:
                 if not endpoint.verify:
                     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             return lambda: aiohttp.TCPConnector(limit=0, ssl=context), f"https://{rest.rstrip('/')}"
+        case _:
+            pass
     raise ValueError(f"{url!r} is no address of an engine; write it like unix:///var/run/docker.sock")
 
 

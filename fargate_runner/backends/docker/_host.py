@@ -62,7 +62,7 @@ def is_dead(label: str | None) -> bool:
         return False
     if pid == os.getpid() and born == _born(pid):
         return nonce not in _open_here
-    return _born(pid) != born
+    return bool(_born(pid) != born)
 
 
 def _whereabouts() -> dict[str, str]:

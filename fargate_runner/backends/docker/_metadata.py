@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 __all__ = ["MetadataServer", "container_document", "stats_document", "task_document"]
 
 _MIB: Final = 1 << 20
-_STATES: Final = {"created": "CREATED", "running": "RUNNING", "paused": "RUNNING", "exited": "STOPPED", "dead": "STOPPED"}
+_STATES: Final = {
+    "created": "CREATED",
+    "running": "RUNNING",
+    "paused": "RUNNING",
+    "exited": "STOPPED",
+    "dead": "STOPPED",
+}
 
 
 @attrs.frozen(kw_only=True)
@@ -35,7 +41,7 @@ class Asked:
 
 
 class MetadataServer:
-    """Serves the documents. *inspect* returns the inspections of a task's containers, *stats* one container's figures."""
+    """Serves the documents. *inspect* returns a task's containers as the engine tells them, *stats* figures of one."""
 
     def __init__(
         self,

@@ -41,9 +41,7 @@ def _program(architecture: str) -> bytes:
     machine, code = IMAGES[architecture]
     head, entry = 64 + 56, _BASE + 64 + 56
     size = head + len(code)
-    elf = struct.pack(
-        "<4s5B7x2HI3QI6H", b"\x7fELF", 2, 1, 1, 0, 0, 2, machine, 1, entry, 64, 0, 0, 64, 56, 1, 0, 0, 0
-    )
+    elf = struct.pack("<4s5B7x2HI3QI6H", b"\x7fELF", 2, 1, 1, 0, 0, 2, machine, 1, entry, 64, 0, 0, 64, 56, 1, 0, 0, 0)
     segment = struct.pack("<2I6Q", 1, 5, 0, _BASE, _BASE, size, size, 0x1000)
     return elf + segment + code
 
@@ -78,8 +76,10 @@ def image_tar(architecture: str) -> bytes:
     written = json.dumps(config, sort_keys=True).encode()
     config_name = f"{hashlib.sha256(written).hexdigest()}.json"
     manifest = [{"Config": config_name, "RepoTags": [image_name(architecture)], "Layers": [f"{digest}/layer.tar"]}]
-    return _tar({
-        config_name: written,
-        f"{digest}/layer.tar": layer,
-        "manifest.json": json.dumps(manifest).encode(),
-    })
+    return _tar(
+        {
+            config_name: written,
+            f"{digest}/layer.tar": layer,
+            "manifest.json": json.dumps(manifest).encode(),
+        }
+    )

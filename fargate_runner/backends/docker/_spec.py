@@ -84,7 +84,8 @@ def check(job: Job) -> None:
     if job.image is None:
         fix = "give the image that the command is in, or use ProcessBackend"
         raise InvalidJob("image", None, "a container needs an image", fix)
-    for part in (job, *job.sidecars):
+    parts: tuple[Job | Sidecar, ...] = (job, *job.sidecars)
+    for part in parts:
         prefix = "" if part is job else "sidecar."
         for variable, secret in part.secrets.items():
             if isinstance(secret, SecretRef):
@@ -147,16 +148,18 @@ def plan(
         waits = job.depends_on if own else part.depends_on
         if own and waits is None:
             waits = {side.name: "START" for side in job.sidecars}
-        containers.append({
-            "name": job_name(token) if own else name_of(token, name),
-            "container": name,
-            "role": "job" if own else "sidecar",
-            "image": image,
-            "platform": asked or (found[1] if found else None),
-            "waits": dict(waits or {}),
-            "secrets": sorted(part.secrets),
-            "create": body,
-        })
+        containers.append(
+            {
+                "name": job_name(token) if own else name_of(token, name),
+                "container": name,
+                "role": "job" if own else "sidecar",
+                "image": image,
+                "platform": asked or (found[1] if found else None),
+                "waits": dict(waits or {}),
+                "secrets": sorted(part.secrets),
+                "create": body,
+            }
+        )
     return {
         "containers": containers,
         "architecture": asked,
@@ -285,7 +288,7 @@ def image_platform(inspected: Mapping[str, Any]) -> str:
 def qualified(image: str) -> str:
     """Return *image* with its registry, and the tag that is meant if none is named: without, all are pulled."""
     name, at, digest = image.partition("@")
-    host, slash, rest = name.partition("/")
+    host, slash, _ = name.partition("/")
     if not slash:
         name = f"docker.io/library/{name}"
     elif not ("." in host or ":" in host or host == "localhost"):
@@ -372,13 +375,13 @@ _TROUBLES: Final[Sequence[tuple[str, Trouble]]] = [
     ),
     (
         r"executable file not found|no such file or directory|not found in \$path",
-        Trouble("the command {command!r} was not found in the image {image!r}", "check the command and PATH", False, 127),
+        Trouble(
+            "the command {command!r} was not found in the image {image!r}", "check the command and PATH", False, 127
+        ),
     ),
     (
         r"permission denied|is a directory",
-        Trouble(
-            "the command {command!r} in the image {image!r} cannot be executed", "make it executable", False, 126
-        ),
+        Trouble("the command {command!r} in the image {image!r} cannot be executed", "make it executable", False, 126),
     ),
     (
         r"unable to find (?:user|group)|no matching entries in (?:passwd|group)",
@@ -543,7 +546,7 @@ def could_not_start(
         phase=Phase.ENDED,
         cause=Cause.COULD_NOT_START,
         reason=trouble.reason,
-        exit_code=trouble.exit_code if trouble.exit_code is not None else (exit_code if exit_code in {126, 127} else None),
+        exit_code=trouble.exit_code or (exit_code if exit_code in {126, 127} else None),
         created_at=created_at,
         ended_at=ended_at,
         transient=trouble.transient,
