@@ -735,7 +735,7 @@ class Runner(AsyncContextManagerMixin):
 
     async def _ask_stop(self, live: _Live, ref: TaskRef, watch: _Watch, now: float) -> None:
         asked = cast("StopAsked", watch.asked)
-        if watch.asks == 0 and self._tell:
+        if not watch.asks and not watch.stop_refusals and self._tell:
             self._tell(
                 StopRequested(key=live.key, job=live.name, attempt=ref.attempt, kind=asked.kind, reason=asked.reason)
             )

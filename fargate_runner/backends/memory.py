@@ -176,11 +176,12 @@ class MemoryBackend(Backend):
         self._check_open()
         run = self.platform._runs.get(launch.token)
         if run is None:
-            parts = dict(launch.request)
+            parts: dict[str, Any] = dict(launch.request)
             stop_timeout, env, container = parts.pop("stop_timeout"), parts.pop("env"), parts.pop("container")
             known = env | {name: s.reveal() for name, s in launch.secrets.items() if isinstance(s, Secret)}
             lines = tuple(known.get(line[1:], line) if line.startswith("$") else line for line in parts["lines"])
-            script = Script(**parts | {"cause": Cause(parts["cause"]), "lines": lines})
+            parts |= {"cause": Cause(parts["cause"]), "lines": lines}
+            script = Script(**parts)
             run = _Run(launch, script, container, stop_timeout, anyio.current_time(), self._utcnow())
             self.platform._runs[launch.token] = run
         elif run.launch.description != launch.description:

@@ -53,9 +53,12 @@ def script(job: Job, identity: Identity) -> Script:
             return Script(start_after=30, run_for=math.inf, lines=("ready",), ignores_sigterm=True)
         case "prints_variable":
             return Script(run_for=1, lines=(f"${words[0]}",))
+        case "unstartable":
+            return Script(start_after=30, cause=Cause.COULD_NOT_START, reason="no such program")
         case "counts":
             return Script(start_after=30, run_for=600, lines=tuple(str(n) for n in range(1, int(words[0]) + 1)))
-    return Script(start_after=30, cause=Cause.COULD_NOT_START, reason="no such program")
+        case _:
+            raise ValueError(verb)
 
 
 class TestMemoryBackend(BackendContract):

@@ -225,6 +225,15 @@ class TestCancelling:
 
         assert result.outcome.kind is Kind.CANCELLED
 
+    async def test_a_cancelled_submit_takes_its_job_back(self, world: World) -> None:
+        async with world.runner(Fault("is_slow", "submit")) as runner:
+            with anyio.move_on_after(10):
+                await runner.submit(job("endless"))
+            await anyio.sleep(60)
+
+            assert world.platform.live() == 0
+            assert world.now == 70
+
     async def test_inner_and_outer_deadlines_end_where_they_should(self, world: World) -> None:
         reached = []
         async with world.runner() as runner:
@@ -355,6 +364,16 @@ class TestLeavingTheRunner:
         task = asyncio.current_task()
         assert task is not None
         assert task.cancelling() == 0
+
+    async def test_a_cancelled_runner_forgets_what_ended_before(self, world: World) -> None:
+        with anyio.move_on_after(1000):
+            async with world.runner() as runner:
+                for _ in range(3):
+                    await runner.submit(job("quick"))
+                await runner.submit(job("stubborn"))
+                await anyio.sleep_forever()
+
+        assert world.platform._runs == {}
 
     async def test_a_group_of_errors_stays_the_same_group(self, world: World) -> None:
         group = ExceptionGroup("two", [ValueError(), TypeError()])

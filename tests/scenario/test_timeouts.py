@@ -10,7 +10,7 @@ import pytest
 
 from fargate_runner import JobFailed, JobResult, Kind, Phase, Retry, Snapshot, TaskRef
 from fargate_runner.backends.memory import Script
-from fargate_runner.telemetry import StopRequested
+from fargate_runner.telemetry import RetryScheduled, StopRequested
 from tests.scenario.faults import Fault, FaultyBackend, How
 from tests.scenario.world import World, fixed, job, seconds, within
 
@@ -101,6 +101,15 @@ class TestTimeout:
         assert result.outcome.detail == "enough"
         assert world.now == 90
 
+    async def test_it_does_so_although_it_is_heard_only_after_the_timeout(self, world: World) -> None:
+        async with world.runner(Fault("refuses", "stop", until=200)) as runner:
+            handle = await runner.submit(job("endless", timeout=seconds(60)))
+            await anyio.sleep(60)
+            result = await handle.stop("enough")
+
+        assert result.outcome.kind is Kind.CANCELLED
+        assert len(world.told(StopRequested)) == 1
+
     async def test_a_timeout_that_came_first_keeps_its_kind(self, world: World) -> None:
         async with world.runner() as runner:
             handle = await runner.submit(
@@ -110,6 +119,7 @@ class TestTimeout:
             result = await handle.stop("enough")
 
         assert [a.outcome.kind for a in result.attempts] == [Kind.TIMED_OUT]
+        assert world.told(RetryScheduled) == []
 
     async def test_the_first_reason_for_a_stop_counts(self, world: World) -> None:
         async with world.runner() as runner:
@@ -150,6 +160,7 @@ class TestStopsThatDoNotWork:
 
         assert result.outcome.kind is Kind.UNKNOWN
         assert backend.stops == 3
+        assert len(world.told(StopRequested)) == 1
         assert world.now == 60 + 3 * 60
 
     async def test_a_platform_that_refuses_a_while_is_asked_until_it_does_not(self, world: World) -> None:

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import anyio
 import attrs
+from tenacity import wait_fixed
+from tenacity.wait import wait_base
 
 from fargate_runner import Job, MemoryBackend, Runner
 from fargate_runner.backends.memory import MemoryPlatform, Script
@@ -48,9 +50,9 @@ def job(*words: str, **fields: Any) -> Job:
     return Job(command=words, **fields)
 
 
-def fixed(seconds: float) -> Callable[[Any], float]:
+def fixed(seconds: float) -> wait_base:
     """A wait between attempts."""
-    return lambda _: seconds
+    return wait_fixed(seconds)
 
 
 @attrs.define

@@ -358,8 +358,8 @@ class DockerBackend(Backend):
                     for other in group:
                         if other is not job and other["State"] == "running":
                             await self._engine.stop(other["Id"], int(other["Labels"].get(f"{LABEL}stop-timeout", "30")))
-        except Refused:
-            return  # somebody else was quicker
+        except BackendError:
+            return  # somebody else was quicker, or the engine is away
 
     async def _remove_group(self, token: str, group: Iterable[Mapping[str, Any]]) -> None:
         """Remove the containers of an attempt whose own container does not run; nothing if it does after all."""
@@ -471,11 +471,13 @@ class DockerBackend(Backend):
             shared=bool(others),
         )
 
-    async def _see_through(self, record: _Record) -> None:
-        """Bring an attempt up, and watch it to its end."""
+    async def _see_through(self, record: _Record, found: dict[str, Any] | None = None) -> None:
+        """Bring an attempt up, or meet the one that was found, and watch it to its end."""
         with record.life:
             try:
-                if record.shared:
+                if found is not None:
+                    await self._see_adopted(record, found)
+                elif record.shared:
                     async with anyio.create_task_group() as watchers:
                         await self._launch(record, watchers)
                         if not record.ended and record.job.started.is_set():
@@ -485,6 +487,9 @@ class DockerBackend(Backend):
                     await self._launch(record, None)
                     if not record.ended and record.job.started.is_set():
                         await self._attend(record)
+            except Refused as exc:
+                # Nothing that we know how to meet: whoever observes is told, for as long as they ask.
+                record.doubt(exc)
             except Exception as exc:
                 # Whoever waits must hear of a bug as well; it goes on to the task group, so that it is not hidden.
                 record.doubt(BackendError(f"the docker backend failed: {type(exc).__name__}: {exc}"))
@@ -581,8 +586,8 @@ class DockerBackend(Backend):
             try:
                 with CancelScope(shield=True):
                     result = await call()
-                record.trouble = None
-                return result
+                    record.trouble = None
+                    return result
             except BackendUnavailable as exc:
                 now = anyio.current_time()
                 since = since or now
@@ -926,11 +931,7 @@ class DockerBackend(Backend):
 
     async def _attend(self, record: _Record) -> None:
         """Watch a started attempt to its end."""
-        try:
-            found = await self._until_over(record, record.job)
-            await self._finish(record, found)
-        except Refused as exc:
-            record.doubt(exc)
+        await self._finish(record, await self._until_over(record, record.job))
 
     async def _finish(self, record: _Record, found: dict[str, Any] | None) -> None:
         """Take down what is beside the job's own container, and say how it ended."""
@@ -1185,7 +1186,7 @@ class DockerBackend(Backend):
         record.signals.extend(signals)
         self._records[address] = self._by_id[found["Id"]] = record
         self._watch_kills()
-        self._tasks.start_soon(self._see_adopted, record, found)
+        self._tasks.start_soon(self._see_through, record, found)
         if status in {"exited", "dead"} or found["State"].get("Error"):
             # Those who ask whether it is over get the answer at once.
             while not record.ended and record.trouble is None:
@@ -1231,23 +1232,20 @@ class DockerBackend(Backend):
             job.started.set()
         return record
 
-    async def _see_adopted(self, record: _Record, found: Mapping[str, Any]) -> None:
-        with record.life:
-            try:
-                last = await self._until_started(record, dict(found))
-                if last is not None and last["State"]["Status"] not in {"exited", "dead", "created"}:
-                    record.job.started.set()
-                    record.reach(Phase.RUNNING, started_at=_spec.moment(last["State"]["StartedAt"]))
-                    async with anyio.create_task_group() as watchers:
-                        for member in record.others:
-                            if member.role == "sidecar":
-                                member.started.set()
-                                watchers.start_soon(self._watch_sidecar, record, member)
-                        last = await self._until_over(record, record.job)
-                        watchers.cancel_scope.cancel()
-                await self._finish(record, last)
-            except Refused as exc:
-                record.doubt(exc)
+    async def _see_adopted(self, record: _Record, found: dict[str, Any]) -> None:
+        """Watch what another process has launched to its end."""
+        last = await self._until_started(record, found)
+        if last is not None and last["State"]["Status"] not in {"exited", "dead", "created"}:
+            record.job.started.set()
+            record.reach(Phase.RUNNING, started_at=_spec.moment(last["State"]["StartedAt"]))
+            async with anyio.create_task_group() as watchers:
+                for member in record.others:
+                    if member.role == "sidecar":
+                        member.started.set()
+                        watchers.start_soon(self._watch_sidecar, record, member)
+                last = await self._until_over(record, record.job)
+                watchers.cancel_scope.cancel()
+        await self._finish(record, last)
 
     async def _until_started(self, record: _Record, found: dict[str, Any] | None) -> dict[str, Any] | None:
         """Wait while another process brings the attempt up."""

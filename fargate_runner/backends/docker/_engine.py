@@ -481,9 +481,9 @@ def _words(said: bytes) -> str:
 
 def _load() -> None:
     import aiodocker
-    import aiohttp  # noqa: F401  (the imports take a moment; in a thread they do not hold up the loop)
+    import aiohttp  # the imports take a moment; in a thread they do not hold up the loop
 
-    _ = aiodocker.Docker
+    _ = aiodocker.Docker, aiohttp.ClientSession
 
 
 def _is_socket(url: str) -> bool:
