@@ -327,7 +327,8 @@ class Runner(AsyncContextManagerMixin):
 
     async def run(self, job: Job) -> JobResult:
         """
-        Run *job* to its end and return its record. Cancelling this stops the job before it returns.
+        Run *job* to its end and return its record. Cancelling this stops the job before it returns, unless others wait
+        for the same job by its key: it is stopped when the last of them leaves.
 
         :raises JobFailed: it did not succeed; the message says why, what to try, and its last lines
         :raises InvalidJob: the backend can never run it

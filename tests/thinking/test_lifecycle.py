@@ -119,7 +119,7 @@ class TestClassify:
         assert how.transient
 
     @pytest.mark.parametrize("transient", [True, False])
-    @pytest.mark.parametrize("cause", [cause for cause in Cause if cause not in {Cause.STOPPED_ON_REQUEST}], ids=str)
+    @pytest.mark.parametrize("cause", [cause for cause in Cause if cause is not Cause.STOPPED_ON_REQUEST], ids=str)
     def test_what_is_likely_to_pass_is_for_the_platform_to_say(self, cause: Cause, transient: bool) -> None:
         assert classify(ended(cause, transient=transient), ASKED[Kind.NEVER_STARTED]).transient is transient
 
@@ -285,7 +285,7 @@ class TestResults:
 
         assert final.raise_unless_succeeded() is final
 
-    @pytest.mark.parametrize("kind", [kind for kind in Kind if kind not in {Kind.SUCCEEDED}], ids=str)
+    @pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.SUCCEEDED], ids=str)
     def test_of_any_other_kind_are_raised(self, kind: Kind) -> None:
         final = result(attempt(1, outcome(kind)))
 
