@@ -420,6 +420,16 @@ class Runner(AsyncContextManagerMixin):
         self._task_group.start_soon(batch.pump)
         return Results(batch)
 
+    def detach(self) -> None:
+        """
+        Let go of every live job at once, whatever ``on_exit`` says: they go on, and are met again by their keys.
+
+        Who waits for one of them gets `RunnerClosed`. For callers in a hurry, such as a second Ctrl-C.
+        """
+        self._on_exit = "detach"
+        for live in tuple(self._lives):
+            live.let_go()
+
     # ---- the life of a job -----------------------------------------------------------------------------------------
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 pytest.register_assert_rewrite("fargate_runner.testing.contract")
 
 from fargate_runner.testing.clock import VirtualClock  # noqa: E402 (the contract is rewritten before anybody imports it)
+
+# Started in the background by a shell, we ignore Ctrl-C, and so would every program that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 READY = Path(__file__).parents[1] / "scripts" / "docker_ready.py"
 

@@ -395,8 +395,7 @@ class _Session:
         self._code = code
         if not self._over:
             self._screen.drop()
-            for live in tuple(self._runner._lives):
-                live.let_go()
+            self._runner.detach()
             self._screen.say(self._farewell(), style="yellow", always=True)
             if self._runner.backend.name in _OUTLIVE_US:
                 hurry = threading.Timer(_MOMENT, os._exit, [code])

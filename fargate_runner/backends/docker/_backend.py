@@ -58,6 +58,7 @@ _STARTS_AT_ONCE: Final = 8
 _DOUBT_AFTER: Final = 10.0
 """Seconds that the engine may be away before whoever observes is told."""
 _PAUSE_MIN, _PAUSE_MAX = 0.1, 2.0
+_NAME_PAUSES: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _CLOSE_PATIENCE: Final = 60.0
 _STOP_MARGIN: Final = 10.0
 _REAP_PATIENCE: Final = 20.0
@@ -687,22 +688,25 @@ class DockerBackend(Backend):
         self._by_id[member.id] = record
 
     async def _create_once(self, part: Mapping[str, Any], member: _Member, body: Mapping[str, Any]) -> str:
-        try:
-            return await self._engine.create(member.name, body, part["platform"])
-        except Refused as exc:
-            if exc.status != 409:
-                raise
-        # The name is taken: by an answer of ours that was lost, by a process that is dead, or by one that lives.
-        there = await self._engine.inspect(member.name)
-        if there is None:
-            return await self._engine.create(member.name, body, part["platform"])
-        owner = there["Config"]["Labels"].get(f"{LABEL}owner")
-        if owner == self._owner:
-            return str(there["Id"])
-        if there["State"]["Status"] == "created" and await anyio.to_thread.run_sync(_host.is_dead, owner):
-            await self._engine.remove(there["Id"], force=False)
-            return await self._engine.create(member.name, body, part["platform"])
-        raise _Met
+        for pause in _NAME_PAUSES:
+            try:
+                return await self._engine.create(member.name, body, part["platform"])
+            except Refused as exc:
+                if exc.status != 409:
+                    raise
+            # The name is taken: by an answer of ours that was lost, by a process that is dead, or by one that lives.
+            there = await self._engine.inspect(member.name)
+            if there is not None:
+                owner = there["Config"]["Labels"].get(f"{LABEL}owner")
+                if owner == self._owner:
+                    return str(there["Id"])
+                is_unstarted = there["State"]["Status"] == "created"
+                if not is_unstarted or not await anyio.to_thread.run_sync(_host.is_dead, owner):
+                    raise _Met
+                await self._engine.remove(there["Id"], force=False)
+            # The engine takes a name some moments before it shows the container.
+            await anyio.sleep(pause)
+        return await self._engine.create(member.name, body, part["platform"])
 
     async def _start(self, record: _Record, part: Mapping[str, Any], member: _Member) -> None:
         async def start() -> None:
