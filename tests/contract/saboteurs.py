@@ -11,13 +11,25 @@ import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import attrs
 import pytest
 
-from fargate_runner import Backend, Cause, Identity, Job, Launch, LogLine, MemoryBackend, Phase, Snapshot, TaskRef
+from fargate_runner import (
+    Backend,
+    Cause,
+    Identity,
+    Job,
+    Launch,
+    LogLine,
+    MemoryBackend,
+    Phase,
+    Secret,
+    Snapshot,
+    TaskRef,
+)
 from fargate_runner.backends.memory import MemoryPlatform
 from fargate_runner.testing.clock import VirtualClock
 from fargate_runner.testing.contract import BackendContract, Vocabulary
@@ -27,8 +39,11 @@ RED: dict[type[MemoryBackend], tuple[str, ...]] = {}
 """Which tests each saboteur must turn red; the names are without ``test_``."""
 
 
-def breaks(*tests: str) -> Callable[[type[MemoryBackend]], type[MemoryBackend]]:
-    def note(saboteur: type[MemoryBackend]) -> type[MemoryBackend]:
+_T = TypeVar("_T", bound=type[MemoryBackend])
+
+
+def breaks(*tests: str) -> Callable[[_T], _T]:
+    def note(saboteur: _T) -> _T:
         RED[saboteur] = tests
         return saboteur
 
@@ -74,7 +89,7 @@ class AlwaysWellToo(AlwaysWell):
 class Talker(MemoryBackend):
     async def prepare(self, job: Job, identity: Identity) -> Launch:
         launch = await super().prepare(job, identity)
-        told = {name: secret.reveal() for name, secret in job.secrets.items() if hasattr(secret, "reveal")}
+        told = {name: secret.reveal() for name, secret in job.secrets.items() if isinstance(secret, Secret)}
         return attrs.evolve(launch, request={**launch.request, "env": {**launch.request["env"], **told}})
 
 

@@ -1183,7 +1183,12 @@ class DockerBackend(Backend):
             if await anyio.to_thread.run_sync(_host.is_dead, owner):
                 await self._remove_group(token, group or [{"Id": found["Id"], "Labels": labels}])
                 return None
-        signals = () if status == "running" else await self._engine.signals_sent(found["Id"], found["Created"])
+        created = _spec.moment(found["Created"])
+        signals = (
+            await self._engine.signals_sent(found["Id"], created)
+            if created is not None and status in {"exited", "dead"}
+            else ()
+        )
         if (known := self._records.get(address)) is not None:
             return known
         record = self._adopted(found, group, shared=shared)

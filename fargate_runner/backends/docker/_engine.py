@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -439,12 +440,12 @@ class Engine:
         except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError):
             return
 
-    async def signals_sent(self, container: str, since: str) -> Sequence[int]:
+    async def signals_sent(self, container: str, since: datetime) -> Sequence[int]:
         """Return the signals that were sent to a container through the engine, as far back as it remembers."""
         import aiohttp
 
         params = {
-            "since": since,
+            "since": str(int(since.timestamp())),  # the API takes no other form of time
             "until": str(int(time.time()) + 1),
             "filters": json.dumps({"container": [container], "event": ["kill"]}),
         }
