@@ -55,7 +55,7 @@ import anyio.to_thread
 import attrs
 from anyio.abc import TaskGroup
 
-from fargate_runner._backend import Backend, Identity, Launch, TaskRef, launch_token
+from fargate_runner._backend import Backend, Identity, Launch, TaskRef, launch_token, sheltered_tasks
 from fargate_runner._errors import (
     BackendUnavailable,
     InvalidJob,
@@ -536,28 +536,19 @@ class ProcessBackend(Backend):
         # Ours, so that a program whose threads are all busy can still start and stop jobs.
         self._threads = anyio.CapacityLimiter(max(4, _processors()))
         self._waiters = anyio.CapacityLimiter(float("inf"))
-        failure: BaseException | None = None
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._make_directory, limiter=self._threads)
         try:
-            async with anyio.create_task_group() as tasks:
+            async with sheltered_tasks() as tasks:
                 self._tasks: TaskGroup = tasks
-                try:
-                    yield
-                except anyio.get_cancelled_exc_class():
-                    raise
-                except BaseException as exc:  # noqa: BLE001 (re-raised below, where nothing wraps it in a group)
-                    failure = exc
+                yield
                 await self._until_stops_are_done()
-                tasks.cancel_scope.cancel()
         finally:
             records = tuple(self._records.values())
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(self._leave, anyio.current_time(), limiter=self._threads)
             for record in records:
                 record.wake()  # whoever still waits is told that we are closed
-        if failure is not None:
-            raise failure
 
     async def _until_stops_are_done(self) -> None:
         for record in tuple(self._records.values()):

@@ -661,6 +661,18 @@ class BackendContract(ABC):
 
         assert await _live(backend, key) == []
 
+    async def test_a_runner_cancelled_with_its_backend_stops_its_jobs(
+        self, make_backend: Callable[[], Backend], jobs: Vocabulary, key: str
+    ) -> None:
+        with anyio.CancelScope() as scope:
+            async with Runner(make_backend(), namespace="contract") as runner:
+                handle = await runner.submit(jobs.waits().with_(key=key))
+                async for _ in handle.logs():
+                    scope.cancel()
+
+        assert handle.result is not None
+        assert handle.result.outcome.kind is Kind.CANCELLED
+
     async def test_leaving_the_runner_stops_its_jobs(self, backend: Backend, jobs: Vocabulary, key: str) -> None:
         async with Runner(backend, namespace="contract") as runner:
             handle = await runner.submit(jobs.waits().with_(key=key))

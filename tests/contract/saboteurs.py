@@ -260,7 +260,12 @@ class CallsStopsExits(MemoryBackend):
         return attrs.evolve(snapshot, cause=Cause.EXITED, exit_code=0)
 
 
-@breaks("leaving_the_runner_stops_its_jobs", "a_detached_job_is_met_again", "a_live_job_of_the_same_key_is_adopted")
+@breaks(
+    "a_runner_cancelled_with_its_backend_stops_its_jobs",
+    "leaving_the_runner_stops_its_jobs",
+    "a_detached_job_is_met_again",
+    "a_live_job_of_the_same_key_is_adopted",
+)
 class CallsStopsExitsToo(CallsStopsExits):
     pass
 

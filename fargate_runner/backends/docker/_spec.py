@@ -339,7 +339,7 @@ _TROUBLES: Final[Sequence[tuple[str, Trouble]]] = [
     ),
     (
         r"no basic auth credentials|unauthorized|authentication required|access (?:to the resource )?is denied|"
-        r"error parsing HTTP 403|pull access denied|denied: ",
+        r"error parsing HTTP 403|pull access denied|(?<!permission )denied: ",
         Trouble(
             "the registry refused to give out {image!r}: no access, or no such image",
             "check the name, and run 'docker login' for its registry",
