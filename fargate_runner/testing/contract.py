@@ -36,7 +36,7 @@ from fargate_runner._errors import JobNotFound, KeyConflict, LogsUnavailable, Ru
 from fargate_runner._job import Job, Secret
 from fargate_runner._lifecycle import Cause, JobFailed, Kind, LogLine, Phase, Snapshot
 from fargate_runner._retry import Retry
-from fargate_runner._runner import Runner
+from fargate_runner._runner import JobHandle, Runner
 
 __all__ = ["BackendContract", "ShellVocabulary", "Vocabulary"]
 
@@ -664,14 +664,16 @@ class BackendContract(ABC):
     async def test_a_runner_cancelled_with_its_backend_stops_its_jobs(
         self, make_backend: Callable[[], Backend], jobs: Vocabulary, key: str
     ) -> None:
+        handles: list[JobHandle] = []
+
         with anyio.CancelScope() as scope:
             async with Runner(make_backend(), namespace="contract") as runner:
-                handle = await runner.submit(jobs.waits().with_(key=key))
-                async for _ in handle.logs():
+                handles.append(await runner.submit(jobs.waits().with_(key=key)))
+                async for _ in handles[0].logs():
                     scope.cancel()
 
-        assert handle.result is not None
-        assert handle.result.outcome.kind is Kind.CANCELLED
+        assert handles[0].result is not None
+        assert handles[0].result.outcome.kind is Kind.CANCELLED
 
     async def test_leaving_the_runner_stops_its_jobs(self, backend: Backend, jobs: Vocabulary, key: str) -> None:
         async with Runner(backend, namespace="contract") as runner:

@@ -38,7 +38,8 @@ def own(job: Job, **changes: Any) -> dict[str, Any]:
 
 
 def test_a_plan_is_json_and_free_of_secrets() -> None:
-    job = Job(image="busybox", secrets={"A": Secret("canary")}, sidecars=[Sidecar(name="s", image="x", secrets={"B": Secret("canary")})])
+    side = Sidecar(name="s", image="x", secrets={"B": Secret("canary")})
+    job = Job(image="busybox", secrets={"A": Secret("canary")}, sidecars=[side])
 
     assert "canary" not in json.dumps(planned(job))
 
@@ -176,7 +177,7 @@ def inspected(
     }
 
 
-SIDE = {"name": "side", "ended": 5.0}
+SIDE: dict[str, Any] = {"name": "side", "ended": 5.0}
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,12 @@ SIDE = {"name": "side", "ended": 5.0}
         (inspected(143), [inspected(137, oom=True, **SIDE)], {}, Cause.SIDECAR_ENDED),
         (inspected(0, oom=True, parent="/x"), [inspected(137, oom=True, essential="no", **SIDE)], {}, Cause.EXITED),
         (inspected(0, oom=True, parent="/x"), [inspected(0, essential="no", **SIDE)], {}, Cause.OUT_OF_MEMORY),
-        (inspected(137, oom=True, parent="/x"), [inspected(137, oom=True, essential="no", **SIDE)], {}, Cause.OUT_OF_MEMORY),
+        (
+            inspected(137, oom=True, parent="/x"),
+            [inspected(137, oom=True, essential="no", **SIDE)],
+            {},
+            Cause.OUT_OF_MEMORY,
+        ),
     ],
 )
 def test_the_cause_of_an_end(
@@ -263,7 +269,7 @@ def test_the_engines_times(text: str | None, moment: datetime | None) -> None:
         ),
         ("error parsing HTTP 403 response body: unexpected end of JSON input", "refused to give out", False),
         ("toomanyrequests: too many", "refuses more pulls", True),
-        ('Get "http://127.0.0.1:1/v2/": dial tcp 127.0.0.1:1: connect: connection refused', "could not be reached", True),
+        ('Get "http://r:1/v2/": dial tcp 127.0.0.1:1: connect: connection refused', "could not be reached", True),
         ('Get "https://r.invalid/v2/": dial tcp: lookup r.invalid: no such host', "could not be reached", True),
         ("received unexpected HTTP status: 500 Internal Server Error", "could not be reached", True),
         (

@@ -59,6 +59,8 @@ _DOUBT_AFTER: Final = 10.0
 """Seconds that the engine may be away before whoever observes is told."""
 _PAUSE_MIN, _PAUSE_MAX = 0.1, 2.0
 _NAME_PAUSES: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+_START_PAUSES: Final = (0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 3.0)
+"""Seconds between looks at a container whose start was not answered: the engine may still be at it."""
 _CLOSE_PATIENCE: Final = 60.0
 _STOP_MARGIN: Final = 10.0
 _REAP_PATIENCE: Final = 20.0
@@ -709,8 +711,14 @@ class DockerBackend(Backend):
         return await self._engine.create(member.name, body, part["platform"])
 
     async def _start(self, record: _Record, part: Mapping[str, Any], member: _Member) -> None:
+        asked = False
+
         async def start() -> None:
-            await self._engine.start(member.id)
+            nonlocal asked
+            # Where an answer was lost the effect may not be: to start what is over by now would run it a second time.
+            if not (asked and await self._has_left_created(member)):
+                asked = True
+                await self._engine.start(member.id)
             member.started.set()  # before anything can cancel us: it runs now
 
         try:
@@ -720,6 +728,15 @@ class DockerBackend(Backend):
         if member is record.job:
             record.reach(Phase.RUNNING, started_at=max(datetime.now(UTC), cast("datetime", record.snapshot.created_at)))
             record.settled.set()
+
+    async def _has_left_created(self, member: _Member) -> bool:
+        """Whether a start that was not answered has had its effect; a start under way gets time to show it."""
+        for pause in _START_PAUSES:
+            there = await self._engine.inspect(member.id)
+            if there is None or there["State"]["Status"] != "created":
+                return True
+            await anyio.sleep(pause)
+        return False
 
     def _explained(self, record: _Record, part: Mapping[str, Any], exc: Refused) -> _Unstartable:
         body = part["create"]
