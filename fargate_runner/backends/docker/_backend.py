@@ -259,7 +259,6 @@ class DockerBackend(Backend):
         self._metadata_tried = self._watches_kills = self._has_pause = False
         self._reaping, self._listening = CancelScope(shield=True), CancelScope(shield=True)
         self._nonce = os.urandom(8).hex()
-        failure: BaseException | None = None
         async with Engine.connected(self._url) as engine:
             self._engine = engine
             self._owner = await anyio.to_thread.run_sync(_host.owner_label, self._nonce)
@@ -271,21 +270,13 @@ class DockerBackend(Backend):
                 async with anyio.create_task_group() as tasks:
                     self._tasks: TaskGroup = tasks
                     tasks.start_soon(self._reap_now_and_then)
-                    try:
-                        yield
-                    except anyio.get_cancelled_exc_class():
-                        await self._settle()
-                        raise
-                    except BaseException as exc:  # noqa: BLE001 (re-raised below, where nothing wraps it in a group)
-                        failure = exc
+                    yield
                     await self._settle()
                     tasks.cancel_scope.cancel()
             finally:
                 _host.closed(self._nonce)
                 for record in self._records.values():
                     record.wake()  # whoever still waits is told that we are closed
-        if failure is not None:
-            raise failure
 
     async def _settle(self) -> None:
         """Give up what has not started, see stops through, leave the rest alone. Bounded, and not to be cancelled."""
