@@ -135,15 +135,16 @@ async def test_a_stop_before_the_start_wins(backend: DockerBackend, key: str) ->
     assert containers(ref.token) == []
 
 
-@pytest.mark.parametrize("turns", range(1, 60, 4))
-async def test_a_stop_at_any_turn_of_the_launch_wins(backend: DockerBackend, key: str, turns: int) -> None:
+@pytest.mark.parametrize("moment", range(12))
+async def test_a_stop_at_any_moment_of_the_launch_wins(backend: DockerBackend, key: str, moment: int) -> None:
     async with launched(backend, Job(image=IMAGE, command=["sleep", "60"]), key) as ref:
-        for _ in range(turns):
-            await anyio.wait_all_tasks_blocked() if turns > 30 else await anyio.lowlevel.checkpoint()
+        await anyio.sleep(0.004 * moment**2)
         await backend.stop(ref, reason="changed my mind")
         end = await end_of(backend, ref)
+        running = docker("ps", "--quiet", "--filter", f"label=fargate-runner.token={ref.token}")
 
     assert end.cause is Cause.STOPPED_ON_REQUEST
+    assert running == ""
 
 
 async def test_a_container_stopped_by_hand_has_not_just_exited(backend: DockerBackend, key: str) -> None:
@@ -441,9 +442,16 @@ async def test_another_backend_meets_what_the_token_started(backend: DockerBacke
 
             assert again.address == ref.address
             assert len(containers(ref.token)) == 1
-            different = await other.prepare(shell("exit 3"), Identity(namespace="docker", key=key, attempt=1))
+
+
+async def test_another_backend_starts_no_other_job_of_the_same_token(backend: DockerBackend, key: str) -> None:
+    async with launched(backend, shell("echo ready; sleep 60"), key) as ref:
+        await first_line(backend, ref)
+        async with DockerBackend() as other:
+            launch = await other.prepare(shell("exit 3"), Identity(namespace="docker", key=key, attempt=1))
+
             with pytest.raises(KeyConflict, match="command"):
-                await other.submit(different)
+                await other.submit(launch)
 
 
 async def test_two_backends_that_submit_at_once_start_one(backend: DockerBackend, key: str) -> None:

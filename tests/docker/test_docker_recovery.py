@@ -303,6 +303,12 @@ class Wire:
     def __init__(self) -> None:
         self.writers: set[asyncio.StreamWriter] = set()
         self.is_cut = False
+        self.losing = b""
+        """The first request with these bytes has its effect, and its answer never arrives."""
+        self.lost: asyncio.StreamWriter | None = None
+        self.awaited = b""
+        """A request with these bytes sets `arrived`, before it has had its effect."""
+        self.arrived = anyio.Event()
 
     def cut(self) -> None:
         self.is_cut = True
@@ -315,13 +321,30 @@ class Wire:
             return
         from_engine, to_engine = await asyncio.open_unix_connection("/var/run/docker.sock")
         self.writers |= {writer, to_engine}
-        await asyncio.gather(self.pump(reader, to_engine), self.pump(from_engine, writer))
+        await asyncio.gather(self.ask(reader, to_engine, writer), self.pump(from_engine, writer))
         self.writers -= {writer, to_engine}
 
-    @staticmethod
-    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def ask(
+        self, source: asyncio.StreamReader, engine: asyncio.StreamWriter, client: asyncio.StreamWriter
+    ) -> None:
         with contextlib.suppress(OSError):
             while received := await source.read(65536):
+                if self.losing and self.losing in received:
+                    self.losing, self.lost = b"", client
+                if self.awaited and self.awaited in received:
+                    self.arrived.set()
+                    await asyncio.sleep(0.05)
+                engine.write(received)
+                await engine.drain()
+        engine.close()
+
+    async def pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while received := await source.read(65536):
+                if sink is self.lost:
+                    await asyncio.sleep(0.5)  # a short job is over by then
+                    sink.transport.abort()
+                    return
                 sink.write(received)
                 await sink.drain()
         sink.close()
@@ -360,8 +383,7 @@ async def test_an_engine_that_stays_away_is_told(tmp_path: Any, key: str, monkey
             with pytest.raises(BackendUnavailable):
                 await backend.observe(ref, after=running)
             way.is_cut = False
-            await anyio.sleep(2.5)
-            end = await end_of(backend, ref)
+            end = await patient_end_of(backend, ref)
 
     assert (end.cause, end.exit_code) == (Cause.EXITED, 3)
 
@@ -378,6 +400,65 @@ async def test_a_launch_whose_answers_are_lost_starts_one_container(tmp_path: An
 
     assert (end.cause, end.exit_code) == (Cause.EXITED, 3)
     assert lines == ["once"]
+
+
+@pytest.mark.parametrize("request_", [b"/containers/create", b"/start", b"/wait", b"DELETE"])
+async def test_a_request_whose_answer_is_lost_has_its_effect_once(tmp_path: Any, key: str, request_: bytes) -> None:
+    async with wire(f"{tmp_path}/d.sock") as way, DockerBackend(f"unix://{tmp_path}/d.sock") as backend:
+        way.losing = request_
+        launch = await backend.prepare(shell("echo once; exit 3"), Identity(namespace="docker", key=key, attempt=1))
+        ref = await backend.submit(launch)
+        end = await end_of(backend, ref)
+        lines = await texts_of(backend, ref)
+        with contextlib.suppress(BackendUnavailable):
+            await backend.forget(ref)
+        await backend.forget(ref)
+
+    assert (end.cause, end.exit_code) == (Cause.EXITED, 3)
+    assert lines == ["once"]
+    assert way.losing == b""
+
+
+@pytest.mark.parametrize("request_", [b"/containers/create", b"/start", b"/wait"])
+async def test_a_stop_in_the_middle_of_a_request_wins(tmp_path: Any, key: str, request_: bytes) -> None:
+    async with wire(f"{tmp_path}/d.sock") as way, DockerBackend(f"unix://{tmp_path}/d.sock") as backend:
+        way.awaited = request_
+        async with launched(backend, shell("exec sleep 60"), key) as ref:
+            await way.arrived.wait()
+            await backend.stop(ref, reason="changed my mind")
+            end = await end_of(backend, ref)
+            running = docker("ps", "--quiet", "--filter", f"label=fargate-runner.token={ref.token}")
+
+    assert (end.cause, end.reason) == (Cause.STOPPED_ON_REQUEST, "changed my mind")
+    assert running == ""
+
+
+@pytest.mark.parametrize("request_", [b"/containers/create", b"/start", b"/wait"])
+async def test_closing_in_the_middle_of_a_request_leaves_a_running_job_or_nothing(
+    tmp_path: Any, key: str, request_: bytes
+) -> None:
+    async with wire(f"{tmp_path}/d.sock") as way:
+        async with DockerBackend(f"unix://{tmp_path}/d.sock") as backend:
+            way.awaited = request_
+            launch = await backend.prepare(shell("sleep 60"), Identity(namespace="docker", key=key, attempt=1))
+            ref = await backend.submit(launch)
+            await way.arrived.wait()
+
+    states = [inspected(name)["State"]["Status"] for name in containers(ref.token)]
+    async with DockerBackend() as backend:
+        found = await backend.find("docker", key)
+        await cleared(backend, key)
+
+    assert states == ([] if request_ == b"/containers/create" else ["running"])
+    assert len(found) == len(states)
+
+
+async def patient_end_of(backend: DockerBackend, ref: TaskRef) -> Any:
+    while True:
+        try:
+            return await end_of(backend, ref)
+        except BackendUnavailable:
+            await anyio.sleep(0.1)
 
 
 async def first_phase(backend: DockerBackend, ref: TaskRef, phase: Phase) -> Any:

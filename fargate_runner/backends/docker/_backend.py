@@ -577,6 +577,7 @@ class DockerBackend(Backend):
         since: float | None = None
         pause = _PAUSE_MIN
         while True:
+            await anyio.lowlevel.checkpoint_if_cancelled()  # a stop between two calls comes before the second
             try:
                 with CancelScope(shield=True):
                     result = await call()

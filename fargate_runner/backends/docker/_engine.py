@@ -12,7 +12,6 @@ import base64
 import json
 import os
 import socket
-import ssl
 import stat
 import struct
 import sys
@@ -575,6 +574,8 @@ def _is_socket(url: str) -> bool:
 
 def _connector_of(endpoint: Endpoint) -> tuple[Any, str]:
     """Return what makes the connector, on the event loop, and the base of all URLs. Reads files: for a thread."""
+    import ssl
+
     import aiohttp
 
     url = endpoint.url
