@@ -552,7 +552,7 @@ async def test_files_that_a_daemon_still_writes_to_are_not_used_again(backend: P
     second = await start(backend, sh("true"), key="second")
 
     assert first.address.rpartition(":")[0] != second.address.rpartition(":")[0]
-    assert state_of(daemon) == "S"
+    assert state_of(daemon) not in "Z-"
     os.kill(daemon, signal.SIGKILL)
 
 
@@ -841,7 +841,7 @@ async def leave_behind(place: Path, script: str) -> str:
 
 async def test_a_job_that_was_left_lives_on_and_is_met_by_key(place: Path) -> None:
     pid = int(await leave_behind(place, "echo $$; trap 'echo bye; exit 0' TERM; while :; do sleep 0.05; done"))
-    assert state_of(pid) == "S"
+    assert state_of(pid) not in "Z-"
 
     async with ProcessBackend() as backend:
         (ref,) = await backend.find("tests", "left")
