@@ -476,6 +476,7 @@ async def test_a_cancelled_leave_hands_a_stop_to_the_guardian(place: Path) -> No
             scope.cancel()
 
     await until_dead(pid)
+    assert state_of(pid) in "Z-"
 
 
 # ---- submit --------------------------------------------------------------------------------------------------------
