@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         KeyConflict,
         LaunchRejected,
         LogsUnavailable,
+        PlacementRefused,
         RunnerClosed,
     )
     from fargate_runner._job import HealthCheck, Job, Secret, SecretRef, Sidecar, Size
@@ -72,6 +73,7 @@ __all__ = [
     "MemoryBackend",
     "Outcome",
     "Phase",
+    "PlacementRefused",
     "ProcessBackend",
     "Proof",
     "Results",
@@ -98,6 +100,7 @@ _HOMES = {
         "KeyConflict",
         "LaunchRejected",
         "LogsUnavailable",
+        "PlacementRefused",
         "RunnerClosed",
     ),
     "_job": ("HealthCheck", "Job", "Secret", "SecretRef", "Sidecar", "Size"),

@@ -144,6 +144,9 @@ class Backend(AsyncContextManagerMixin, ABC):
     name: ClassVar[str]
     """The backend's name in telemetry and in `TaskRef.backend`."""
 
+    answer_patience: float = 60.0
+    """Seconds that an answer may take, where it is not asked to wait for news. After that it counts as none."""
+
     default_concurrency: int = 100
     """How many jobs `Runner.map` keeps under way where nobody says; bounded by what the place can take."""
 
@@ -192,6 +195,7 @@ class Backend(AsyncContextManagerMixin, ABC):
         Returns as soon as the platform has taken it; what goes wrong afterwards (no image, no capacity) is told by
         `observe`. The caller does not cancel this: it shields it, and a cancelled one may or may not have had effect.
 
+        :raises PlacementRefused: no room now, and nothing was started; another `Identity.placement` may find some
         :raises LaunchRejected: refused, and nothing was started
         :raises KeyConflict: the token already started something else
         :raises BackendError: the platform could not be asked; whether it was started is for `find` to tell

@@ -13,6 +13,7 @@ Everything this library raises, in one tree.
     └── BackendError          the platform could not be asked, or refused; nothing is known about the job
         ├── BackendUnavailable    it cannot be reached at all: engine missing, stopped, no permission
         └── LaunchRejected        it refused the launch; nothing was started
+            └── PlacementRefused      it has no room for it now; it may have in a while, or elsewhere
 
 A job that fails is a result, not an exception: only ``run()`` and ``map()`` turn it into one, on request.
 """
@@ -28,6 +29,7 @@ __all__ = [
     "KeyConflict",
     "LaunchRejected",
     "LogsUnavailable",
+    "PlacementRefused",
     "RunnerClosed",
 ]
 
@@ -116,6 +118,10 @@ class BackendUnavailable(BackendError):
 
 class LaunchRejected(BackendError):
     """The platform refused the launch, and nothing was started."""
+
+
+class PlacementRefused(LaunchRejected):
+    """The platform has no room for the launch now. Sent again as another placement, it may find some."""
 
 
 def _short(value: object, limit: int = 120) -> str:

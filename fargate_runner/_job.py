@@ -491,6 +491,14 @@ def _sidecars(value: Iterable[Sidecar]) -> tuple[Sidecar, ...]:
     return sidecars
 
 
+class PlatformOptions(Protocol):
+    """What only one platform understands, as a frozen attrs value; `fargate_runner.EcsOptions` is one."""
+
+    @property
+    def task_definition(self) -> str | None:
+        """Something on the platform that says what to run, so that the job need not."""
+
+
 class RetryPolicy(Protocol):
     """What decides whether a job is launched again; `fargate_runner.Retry` is one."""
 
@@ -511,7 +519,8 @@ class Job:
     ``key`` names the job for ever: the same key is the same job, and never runs twice at a time. Without one, each
     submission is a job of its own.
 
-    ``retry`` decides what is run again (`Retry`); None means the default policy.
+    ``retry`` decides what is run again (`Retry`); None means the default policy. ``ecs`` (`EcsOptions`) says what only
+    ECS understands; other platforms ignore it, so that the same job runs in tests without AWS.
 
     :raises InvalidJob: a field cannot be right; nothing was sent
     """
@@ -541,17 +550,24 @@ class Job:
     sidecars: tuple[Sidecar, ...] = attrs.field(default=(), converter=_sidecars)
     depends_on: Mapping[str, Condition] | None = attrs.field(default=None, converter=_conditions)
     """Sidecars that the job's own container waits for, each with a condition; None: until all have started."""
+    ecs: PlatformOptions | None = None
     size: Size = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "size", Size.of(self.vcpu, self.memory_gib))
-        if self.image is None and self.command is None:
+        if self.ecs is not None and (isinstance(self.ecs, type) or not attrs.has(type(self.ecs))):
+            raise InvalidJob(
+                "ecs", self.ecs, f"expected EcsOptions, got {type(self.ecs).__name__}", "write EcsOptions(…)"
+            )
+        defined = self.ecs is not None and self.ecs.task_definition is not None
+        if self.image is None and self.command is None and not defined:
             fix = "give a command of this machine, an image, or both"
             raise InvalidJob("command", None, "neither image nor command says what to run", fix)
         if self.image is not None:
             _check_image(self.image, "image")
         elif self.sidecars:
-            raise InvalidJob("sidecars", self.sidecars, "a local command has no containers", "give the job an image")
+            problem = "only a job with an image has containers of its own"
+            raise InvalidJob("sidecars", self.sidecars, problem, "give the job an image")
         _check_container(self, "")
         self._check_limits()
         if self.key is not None:

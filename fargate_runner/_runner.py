@@ -28,6 +28,7 @@ from fargate_runner._errors import (
     JobNotFound,
     KeyConflict,
     LaunchRejected,
+    PlacementRefused,
     LogsUnavailable,
     RunnerClosed,
 )
@@ -53,6 +54,7 @@ from fargate_runner.telemetry import (
     JobAccepted,
     JobDetached,
     JobEnded,
+    LaunchDelayed,
     LogsIncomplete,
     Observer,
     Observers,
@@ -70,8 +72,6 @@ _LAST_LINES_PATIENCE: Final = 30.0
 """Seconds that reading the last lines may take: they never hold up a result for long."""
 _LOGS_KEPT: Final = 100
 """Ended jobs whose logs a handle can still read; older ones are forgotten, and the runner's exit forgets all."""
-_ANSWER_PATIENCE: Final = 60.0
-"""Seconds that a backend may take for an answer, where it is not asked to wait for news."""
 _LOOK_AGAIN: Final = 600.0
 """Seconds after which a platform that has no news is asked whether it is still there."""
 _TRIES: Final = 5
@@ -103,6 +103,7 @@ class _Live:
         "name",
         "on_end",
         "owned",
+        "placement",
         "readers",
         "refs",
         "result",
@@ -121,6 +122,7 @@ class _Live:
         self.accepted = False
         self.claims = 0
         self.attempts: list[Attempt] = []
+        self.placement = 1
         self.refs: list[TaskRef] = []
         self.snapshot: Snapshot | None = None
         self.stop: StopAsked | None = None
@@ -592,14 +594,21 @@ class Runner(AsyncContextManagerMixin):
         None if nothing was launched and there was an attempt before: then the outcome of that one stands.
         """
         begun = self._utcnow()
+        deadline = anyio.current_time() + job.start_timeout.total_seconds()
         token = ""
         try:
-            identity = Identity(namespace=self.namespace, key=live.key, attempt=number, placement=1)
-            launch = await self._ask(live, number, "prepare", self.backend.prepare, job, identity, cut=True)
-            if launch is not _INTERRUPTED:
-                token = launch.token
-            if live.stop is None:
-                ref = await self._submit(live, launch, number)
+            while True:
+                identity = Identity(namespace=self.namespace, key=live.key, attempt=number, placement=live.placement)
+                launch = await self._ask(live, number, "prepare", self.backend.prepare, job, identity, cut=True)
+                if launch is not _INTERRUPTED:
+                    token = launch.token
+                if live.stop is not None:
+                    break
+                try:
+                    ref = await self._submit(live, launch, number)
+                except PlacementRefused as exc:
+                    await self._before_next_placement(live, number, exc, deadline)
+                    continue
                 self._accept(live)
                 if self._tell:
                     address = ref.address
@@ -631,6 +640,23 @@ class Runner(AsyncContextManagerMixin):
             )
         self._accept(live)
         return self._record(job, token, None, outcome, number, begun)
+
+    async def _before_next_placement(
+        self, live: _Live, number: int, refused: PlacementRefused, deadline: float
+    ) -> None:
+        """
+        Wait until a platform without room may have some. Such a wait is part of the job's ``start_timeout``.
+
+        :raises PlacementRefused: it has lasted long enough, or nobody waits for it any more
+        """
+        tries, live.placement = live.placement, live.placement + 1
+        wait = _pause(tries)
+        if live.letting_go or anyio.current_time() + wait >= deadline:
+            raise refused
+        if self._tell:
+            why = str(refused)
+            self._tell(LaunchDelayed(key=live.key, job=live.name, attempt=number, placement=tries, wait=wait, why=why))
+        await self._interruptible(live, anyio.sleep, wait)
 
     async def _submit(self, live: _Live, launch: Launch, number: int) -> TaskRef:
         # Not to be cancelled: a launch whose effect is unknown is the classic orphan. Sent again, the same token meets
@@ -674,7 +700,7 @@ class Runner(AsyncContextManagerMixin):
             if cut and live.stop is not None:
                 return _INTERRUPTED
             try:
-                with CancelScope(deadline=anyio.current_time() + _ANSWER_PATIENCE) as scope:
+                with CancelScope(deadline=anyio.current_time() + self.backend.answer_patience) as scope:
                     if not cut:
                         return await call(*args)
                     answer = await self._interruptible(live, call, *args)
@@ -683,7 +709,7 @@ class Runner(AsyncContextManagerMixin):
                     tries -= 1  # told to let go: it has to be known first what of
                     continue
                 assert scope.cancelled_caught
-                error = _unanswered(operation)
+                error = _unanswered(operation, self.backend.answer_patience)
             except LaunchRejected:
                 raise
             except BackendError as exc:
@@ -716,13 +742,13 @@ class Runner(AsyncContextManagerMixin):
                 detail = f"the platform has not answered for {_SILENCE_PATIENCE:g} s"
                 return await self._close(live, job, ref, self._unknown(detail), begun)
             after = None if watch.in_doubt else snapshot
-            due = now + (_ANSWER_PATIENCE if after is None else _LOOK_AGAIN)
+            due = now + (self.backend.answer_patience if after is None else _LOOK_AGAIN)
             try:
                 look = partial(self.backend.observe, ref, after=after)
                 newer = await self._interruptible(live, look, deadline=min(watch.deadline, due))
                 if newer is _INTERRUPTED and anyio.current_time() >= due:
                     if after is None:
-                        raise _unanswered("observe")
+                        raise _unanswered("observe", self.backend.answer_patience)
                     watch.in_doubt = True
             except BackendError as exc:
                 watch.failed(anyio.current_time())
@@ -979,8 +1005,8 @@ class _Watch:
         return StopAsked(kind=Kind.TIMED_OUT, reason=f"it ran longer than {_span(limit)} (timeout)")
 
 
-def _unanswered(operation: str) -> BackendError:
-    said = f"the platform did not answer to {operation} within {_ANSWER_PATIENCE:g} s"
+def _unanswered(operation: str, patience: float) -> BackendError:
+    said = f"the platform did not answer to {operation} within {patience:g} s"
     return BackendError(said, operation=operation, retryable=True)
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "JobAccepted",
     "JobDetached",
     "JobEnded",
+    "LaunchDelayed",
     "LogsIncomplete",
     "Observer",
     "PhaseReached",
@@ -111,6 +112,18 @@ class AttemptEnded(Event):
 
 
 @attrs.frozen(kw_only=True)
+class LaunchDelayed(Event):
+    """The platform had no room for an attempt; it will be asked again. Costs the job nothing but time."""
+
+    attempt: int
+    placement: int
+    """The number of the placement that was refused."""
+    wait: float
+    """Seconds until the next one."""
+    why: str
+
+
+@attrs.frozen(kw_only=True)
 class RetryScheduled(Event):
     """Another attempt will be made."""
 
@@ -143,6 +156,7 @@ _TITLES: dict[type[Event], str] = {
     PlatformUnanswered: "platform.unanswered",
     LogsIncomplete: "logs.incomplete",
     AttemptEnded: "attempt.ended",
+    LaunchDelayed: "launch.delayed",
     RetryScheduled: "retry.scheduled",
     JobEnded: "job.ended",
     JobDetached: "job.detached",

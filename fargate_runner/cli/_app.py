@@ -31,6 +31,7 @@ from fargate_runner.telemetry import (
     AttemptEnded,
     Event,
     JobAccepted,
+    LaunchDelayed,
     LogsIncomplete,
     PhaseReached,
     PlatformUnanswered,
@@ -439,6 +440,8 @@ class _Session:
                 self._last_end = f"attempt {event.attempt} {_SAID[outcome.kind]}: {outcome.detail}"
             case RetryScheduled():
                 say(f"{self._last_end}; the next begins in {event.wait:.0f} s ({event.why})", style="yellow")
+            case LaunchDelayed():
+                say(f"no room yet: {event.why}; asking again in {event.wait:.0f} s", style="yellow")
             case PlatformUnanswered():
                 say(f"the platform did not answer ({event.operation}): {event.error}; asking again", style="yellow")
             case LogsIncomplete():

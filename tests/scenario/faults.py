@@ -19,6 +19,7 @@ from fargate_runner import (
     LaunchRejected,
     LogLine,
     LogsUnavailable,
+    PlacementRefused,
     Snapshot,
     TaskRef,
 )
@@ -34,6 +35,7 @@ How = Literal[
     "is_slow",
     "rejects",
     "rejects_for_good",
+    "has_no_room",
 ]
 
 HOWS: tuple[How, ...] = (
@@ -137,6 +139,8 @@ class FaultyBackend(Backend):
                 return await call(*args, **named)
             case "rejects":
                 raise LaunchRejected("no capacity", operation=operation, retryable=True)
+            case "has_no_room":
+                raise PlacementRefused("no room", operation=operation, retryable=True)
             case "rejects_for_good":
                 raise LaunchRejected("no such subnet", operation=operation)
             case "refuses":

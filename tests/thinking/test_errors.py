@@ -18,6 +18,7 @@ from fargate_runner import (
     KeyConflict,
     LaunchRejected,
     LogsUnavailable,
+    PlacementRefused,
     RunnerClosed,
     _errors,
 )
@@ -30,7 +31,8 @@ ERRORS: list[FargateRunnerError] = [
     LogsUnavailable("the lines are gone"),
     BackendError("no answer", operation="create", code="500", retryable=True),
     BackendUnavailable("no engine", operation="ping"),
-    LaunchRejected("no capacity", operation="RunTask", code="RESOURCE:CPU", retryable=True),
+    LaunchRejected("no such subnet", operation="RunTask", code="InvalidParameterException"),
+    PlacementRefused("no capacity", operation="RunTask", code="RESOURCE:CPU", retryable=True),
 ]
 NAMES = [type(error).__name__ for error in ERRORS]
 

@@ -227,10 +227,19 @@ NO_DURATIONS = [5, 5.0, "5", True, b"5", [SECOND], timedelta(0), timedelta(secon
 NO_NUMBERS = [0, -1, True, "1", b"1", math.nan, math.inf, 10**400, [1], Decimal(1)]
 NO_CONDITIONS = [["proxy"], "proxy", 5, {"proxy": "start"}, {"proxy": None}, {"proxy": ["START"]}, {"proxy": True}]
 
+
 # what is made, the field, the values refused, and the name that the error gives the field (None: the field itself)
+@attrs.frozen
+class EcsLike:
+    """What only one platform understands."""
+
+    task_definition: str | None = None
+
+
 REFUSED: list[tuple[Callable[..., object], str, list[Any], str | None]] = [
     (container, "image", NO_IMAGES, None),
     (container, "command", NO_WORDS, None),
+    (container, "ecs", ["nightly:3", 5, {}, EcsLike], None),
     (container, "entry_point", NO_WORDS, None),
     (container, "name", NO_NAMES, None),
     (container, "key", ["", 5, b"k", "a\n", NUL, HALF, "x" * 513, "a\u202eb", ["k"]], None),
@@ -529,6 +538,7 @@ CHANGES: dict[str, Any] = {
     "timeout": timedelta(hours=2),
     "start_timeout": timedelta(hours=1),
     "stop_timeout": timedelta(minutes=1),
+    "ecs": EcsLike("nightly:3"),
     "tags": {"team": "web"},
     "container_name": "worker",
     "sidecars": [sidecar(health_check=health_check(retries=4), env={"P": "1"}, vcpu=0.5)],
@@ -666,3 +676,11 @@ class TestDescriptions:
 
     def test_have_a_fingerprint_of_64_hexadecimal_digits(self) -> None:
         assert re.fullmatch("[0-9a-f]{64}", FULL.fingerprint)
+
+
+class TestWhatOnlyOnePlatformUnderstands:
+    def test_may_say_what_to_run(self) -> None:
+        assert Job(ecs=EcsLike("nightly:3")).image is None
+
+    def test_does_not_replace_an_image_otherwise(self) -> None:
+        assert refusal(Job, ecs=EcsLike()).field == "command"
