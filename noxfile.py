@@ -78,6 +78,14 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def newer(session: nox.Session) -> None:
+    """The ECS backend with a session of the newest aiobotocore handed in: aioboto3 pins an older one."""
+    _install(session, "test")
+    session.install("--upgrade", "aiobotocore[boto3]")  # past aioboto3's pin, which only its own session needs
+    session.run("pytest", "tests/ecs/test_newer_session.py", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Every code block of the README and of docs/."""
     _install(session, "test")

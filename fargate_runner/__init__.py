@@ -45,6 +45,17 @@ if TYPE_CHECKING:
     from fargate_runner._retry import Retry, Rule
     from fargate_runner._runner import JobHandle, Results, Runner
     from fargate_runner.backends.docker import DockerBackend
+    from fargate_runner.backends.ecs import (
+        Capacity,
+        EbsVolume,
+        EcsBackend,
+        EcsOptions,
+        EfsVolume,
+        LogGroup,
+        Network,
+        Provider,
+        Roles,
+    )
     from fargate_runner.backends.memory import MemoryBackend
     from fargate_runner.backends.process import ProcessBackend
 
@@ -53,8 +64,13 @@ __all__ = [
     "Backend",
     "BackendError",
     "BackendUnavailable",
+    "Capacity",
     "Cause",
     "DockerBackend",
+    "EbsVolume",
+    "EcsBackend",
+    "EcsOptions",
+    "EfsVolume",
     "FargateRunnerError",
     "HealthCheck",
     "Identity",
@@ -68,16 +84,20 @@ __all__ = [
     "Kind",
     "Launch",
     "LaunchRejected",
+    "LogGroup",
     "LogLine",
     "LogsUnavailable",
     "MemoryBackend",
+    "Network",
     "Outcome",
     "Phase",
     "PlacementRefused",
     "ProcessBackend",
     "Proof",
+    "Provider",
     "Results",
     "Retry",
+    "Roles",
     "Rule",
     "Runner",
     "RunnerClosed",
@@ -119,6 +139,17 @@ _HOMES = {
     "_retry": ("Retry", "Rule"),
     "_runner": ("JobHandle", "Results", "Runner"),
     "backends.docker": ("DockerBackend",),
+    "backends.ecs": (
+        "Capacity",
+        "EbsVolume",
+        "EcsBackend",
+        "EcsOptions",
+        "EfsVolume",
+        "LogGroup",
+        "Network",
+        "Provider",
+        "Roles",
+    ),
     "backends.memory": ("MemoryBackend",),
     "backends.process": ("ProcessBackend",),
 }

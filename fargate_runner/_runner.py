@@ -28,8 +28,8 @@ from fargate_runner._errors import (
     JobNotFound,
     KeyConflict,
     LaunchRejected,
-    PlacementRefused,
     LogsUnavailable,
+    PlacementRefused,
     RunnerClosed,
 )
 from fargate_runner._job import Job, check_key

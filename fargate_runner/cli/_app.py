@@ -51,7 +51,7 @@ _BY_SIGNAL: Final = 128
 
 # Where jobs go on, and stops are seen through, even if we vanish: no need for an orderly leave, which would wait for
 # the end of a stop. (Processes of this machine outlive us only if we leave in order, which takes no time there.)
-_OUTLIVE_US: Final = frozenset({"docker"})
+_OUTLIVE_US: Final = frozenset({"docker", "ecs"})
 _MOMENT: Final = 0.15
 """Seconds for the last words."""
 
@@ -100,7 +100,17 @@ def _docker_backend() -> Backend:
     return DockerBackend()
 
 
-BACKENDS: Final[Mapping[str, Callable[[], Backend]]] = {"process": _process_backend, "docker": _docker_backend}
+def _ecs_backend() -> Backend:
+    from fargate_runner.backends.ecs import EcsBackend
+
+    return EcsBackend()
+
+
+BACKENDS: Final[Mapping[str, Callable[[], Backend]]] = {
+    "process": _process_backend,
+    "docker": _docker_backend,
+    "ecs": _ecs_backend,
+}
 
 
 # ---- what people write ---------------------------------------------------------------------------------------------

@@ -50,6 +50,9 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self, clock: VirtualClock) -> None:
         self._clock = clock
         super().__init__(_JumpingSelector(clock))
+        # asyncio runs what is due within its clock's resolution. Beyond half a virtual year a float has no nanoseconds,
+        # and a timer that is due would never be run.
+        self._clock_resolution = 1e-6
 
     def time(self) -> float:
         return self._clock.time()

@@ -120,6 +120,9 @@ class BackendContract(ABC):
     drops_blank_lines: ClassVar[bool] = False
     """The platform's log takes no empty line (CloudWatch Logs)."""
 
+    def _kept(self, *lines: str) -> list[str]:
+        return [line for line in lines if line or not self.drops_blank_lines]
+
     @pytest.fixture
     @abstractmethod
     def jobs(self) -> Vocabulary:
@@ -193,7 +196,7 @@ class BackendContract(ABC):
         job = jobs.prints_variable("GREETING").with_(env={"GREETING": value})
 
         async with _launched(backend, job, key) as ref:
-            assert await _texts(backend, ref) == [value]
+            assert await _texts(backend, ref) == self._kept(value)
 
     @pytest.mark.parametrize(
         ("name", "value"),
@@ -452,10 +455,8 @@ class BackendContract(ABC):
     async def test_a_line_comes_out_as_it_went_in(
         self, backend: Backend, jobs: Vocabulary, key: str, line: str
     ) -> None:
-        kept = [] if self.drops_blank_lines and not line else [line]
-
         async with _launched(backend, jobs.prints("before", line, "after"), key) as ref:
-            assert await _texts(backend, ref) == ["before", *kept, "after"]
+            assert await _texts(backend, ref) == ["before", *self._kept(line), "after"]
 
     async def test_a_follower_loses_and_doubles_nothing(self, backend: Backend, jobs: Vocabulary, key: str) -> None:
         async with _launched(backend, jobs.counts(5000), key) as ref:

@@ -1,0 +1,1117 @@
+"""
+The one door to AWS: clients, pacing, retries and errors.
+
+Everything that asks AWS anything goes through `Api.call`, which comes back with a reply or with one typed error.
+
+- One session, and one client of each service, for as long as the door is open.
+- Every call waits for its turn in the token bucket that AWS will count it in, below the published quota. A throttle
+  shrinks the bucket, time lets it grow again, and the call goes on waiting: a throttle never fails a job.
+- botocore's own retries are off; tenacity's are the only ones. The same request is sent each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import functools
+import gc
+import inspect
+import json
+import os
+import random
+import re
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.to_thread
+import attrs
+from attrs import field, validators
+
+from fargate_runner._errors import BackendError, BackendUnavailable, InvalidJob, RunnerClosed
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
+__all__ = ["Api", "ApiError", "Budget", "Caller", "Stats", "Trouble", "trouble_of"]
+
+
+# ---- what went wrong -----------------------------------------------------------------------------------------------
+
+
+class Trouble(enum.Enum):
+    """What kind of trouble an error of AWS is, and with it what can be done."""
+
+    THROTTLED = "throttled"
+    """Too many calls. Nothing was done; the same call will pass later."""
+    TRANSIENT = "transient"
+    """AWS or the way to it failed. It may have been done or not."""
+    EXPIRED = "expired"
+    """The credentials are no longer good."""
+    DENIED = "denied"
+    """The credentials are good and do not suffice, or AWS does not know them."""
+    CONFLICT = "conflict"
+    """It exists already, perhaps otherwise."""
+    INVALID = "invalid"
+    """AWS refuses the request itself."""
+    NOT_FOUND = "not_found"
+    """What the request names is not there."""
+    UNKNOWN = "unknown"
+    """Not an answer that AWS is known to give: perhaps somebody in between."""
+
+
+_RETRYABLE: Final = frozenset({Trouble.THROTTLED, Trouble.TRANSIENT, Trouble.EXPIRED})
+
+# Text counts only where AWS has no code of its own for it: the trouble, and the codes that it comes with (none: any).
+# EC2's throttles reach us through RunTask dressed up as a client's mistake.
+_BY_TEXT: Final[tuple[tuple[str, frozenset[str], Trouble], ...]] = (
+    ("(errorcode: throttling)", frozenset(), Trouble.THROTTLED),
+    ("(errorcode: requestlimitexceeded)", frozenset(), Trouble.THROTTLED),
+    ("rate exceeded", frozenset(), Trouble.THROTTLED),
+    ("request limit exceeded", frozenset(), Trouble.THROTTLED),
+    ("too many concurrent attempts to create a new revision", frozenset({"ClientException"}), Trouble.THROTTLED),
+    ("the referenced task was not found", frozenset({"InvalidParameterException"}), Trouble.NOT_FOUND),
+    ("the specified resource was not found", frozenset({"InvalidParameterException"}), Trouble.NOT_FOUND),
+    # A request that lay about, or a clock that is being set: the next signature is a new one.
+    ("signature expired", frozenset({"InvalidSignatureException", "SignatureDoesNotMatch"}), Trouble.TRANSIENT),
+    ("signature not yet current", frozenset({"InvalidSignatureException", "SignatureDoesNotMatch"}), Trouble.TRANSIENT),
+)
+
+_BY_CODE: Final[Mapping[str, Trouble]] = {
+    **dict.fromkeys(
+        (
+            *("Throttling", "ThrottlingException", "ThrottledException", "RequestThrottled"),
+            *("RequestThrottledException", "TooManyRequestsException", "RequestLimitExceeded", "TooManyUpdates"),
+            *("BandwidthLimitExceeded", "EC2ThrottledException", "PriorRequestNotComplete", "SlowDown"),
+            "ProvisionedThroughputExceededException",
+        ),
+        Trouble.THROTTLED,
+    ),
+    **dict.fromkeys(
+        (
+            *("ServerException", "InternalFailure", "InternalError", "InternalServerError", "InternalServerException"),
+            *("InternalServiceError", "InternalServiceException", "ServiceUnavailable", "ServiceUnavailableException"),
+            *("Unavailable", "RequestTimeout", "RequestTimeoutException", "RequestTimeTooSkewed"),
+            "OperationAbortedException",  # CloudWatch Logs: "Multiple requests to update the same resource"
+        ),
+        Trouble.TRANSIENT,
+    ),
+    **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "RequestExpired"), Trouble.EXPIRED),
+    **dict.fromkeys(
+        (
+            *("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "NotAuthorized", "AuthFailure"),
+            *("UnrecognizedClientException", "InvalidClientTokenId", "InvalidAccessKeyId", "OptInRequired"),
+            *("MissingAuthenticationToken", "MissingAuthenticationTokenException", "SignatureDoesNotMatch"),
+            *("IncompleteSignature", "IncompleteSignatureException", "InvalidSignatureException", "BlockedException"),
+        ),
+        Trouble.DENIED,
+    ),
+    "ConflictException": Trouble.CONFLICT,
+    "BucketAlreadyOwnedByYou": Trouble.CONFLICT,
+}
+
+_BY_CODE_END: Final[tuple[tuple[re.Pattern[str], Trouble], ...]] = (
+    (re.compile(r"NotFound(Exception|Fault)?\Z|\ANoSuch|NonExistent|DoesNotExist(Exception)?\Z"), Trouble.NOT_FOUND),
+    (re.compile(r"AlreadyExists(Exception|Fault)?\Z"), Trouble.CONFLICT),
+)
+
+_A_CODE: Final = re.compile(r"[A-Z][A-Za-z0-9.]+\Z")
+
+
+def trouble_of(code: str, message: str = "", status: int = 0) -> Trouble:
+    """Say what kind of trouble an error is, from what AWS answered; *status* 0 is none."""
+    low = message.lower()
+    for text, codes, trouble in _BY_TEXT:
+        if text in low and (not codes or code in codes):
+            return trouble
+    if code in _BY_CODE:
+        return _BY_CODE[code]
+    if status == 429:
+        return Trouble.THROTTLED
+    if status == 408 or status >= 500:
+        return Trouble.TRANSIENT
+    for end, trouble in _BY_CODE_END:
+        if end.search(code):
+            return trouble
+    # What has a name of its own was refused by AWS; "403" alone may come from any machine in between.
+    return Trouble.INVALID if _A_CODE.match(code) else Trouble.UNKNOWN
+
+
+_DENIED: Final = re.compile(
+    r"(?:(?:User|Principal): (?P<who>\S+) is )?not authorized to perform:? (?P<action>[\w-]+:\w+)"
+    r"(?: on resource: (?P<resource>[^\s,]+))?"
+)
+_EXPLICIT: Final = re.compile(r"with an explicit deny in (?P<where>an? [\w -]+?)(?=[:.]|\Z)")
+
+_ADVICE_BY_ACTION: Final[Mapping[str, str]] = {
+    "iam:PassRole": "both the execution role and the task role must be allowed",
+    "ecs:RunTask": "the resource is the task definition's revision: allow it as family:*",
+    "ecs:TagResource": "tags at a launch or a registration need it",
+}
+_ADVICE_BY_CODE: Final[Mapping[str, str]] = {
+    "ClusterNotFoundException": "check the name of the cluster and the region, or create the cluster",
+    **dict.fromkeys(
+        ("UnrecognizedClientException", "InvalidClientTokenId", "InvalidAccessKeyId"),
+        "AWS does not know these credentials: check AWS_ACCESS_KEY_ID and AWS_SESSION_TOKEN, or log in again",
+    ),
+    **dict.fromkeys(
+        ("SignatureDoesNotMatch", "InvalidSignatureException", "RequestTimeTooSkewed"),
+        "the secret key does not belong to the access key, or the clock of this machine is wrong",
+    ),
+    "OptInRequired": "the account has not signed up for this service, or the region is not enabled",
+    "BlockedException": "AWS has blocked this account: ask AWS Support",
+    "ParamValidation": "botocore does not even send it",
+}
+_ADVICE: Final[Mapping[Trouble, str]] = {
+    Trouble.THROTTLED: "ask AWS for a higher quota, or use less of it: Budget(share=…)",
+    Trouble.TRANSIENT: "try again later; AWS's state is at https://health.aws.amazon.com",
+    Trouble.EXPIRED: "log in again, or use credentials that renew themselves, such as a role's",
+    Trouble.DENIED: "allow it for the credentials in use",
+    Trouble.CONFLICT: "",
+    Trouble.INVALID: "",
+    Trouble.NOT_FOUND: "check the name and the region",
+    Trouble.UNKNOWN: "this is no answer of AWS that we know: look for a proxy in between",
+}
+
+
+class ApiError(BackendError):
+    """
+    AWS answered with an error, or not at all.
+
+    ``trouble`` is its kind; ``code``, ``aws_message``, ``request_id`` and ``status`` are AWS's own words, as far as
+    there are any. ``action`` and ``resource`` are the missing permission if it was denied. ``resource_ids`` are those
+    of a conflict. ``in_doubt``: it, or an earlier try of the same call, may have had its effect all the same.
+    """
+
+    def __init__(
+        self,
+        operation: str,
+        code: str,
+        message: str = "",
+        request_id: str = "",
+        status: int = 0,
+        trouble: Trouble | None = None,
+        resource_ids: tuple[str, ...] = (),
+        *,
+        in_doubt: bool = False,
+    ) -> None:
+        self.trouble = trouble_of(code, message, status) if trouble is None else trouble
+        denied = _DENIED.search(message) if self.trouble is Trouble.DENIED else None
+        self.action = denied["action"] if denied else ""
+        self.resource = (denied["resource"] or "").rstrip(".") if denied else ""
+        said = ": ".join(part for part in (operation, code, _short(message.strip().rstrip("."))) if part)
+        if advice := _advice(self.trouble, code, message, self.action, self.resource):
+            said = f"{said}; {advice}"
+        if request_id:
+            said = f"{said} (request {request_id})"
+        super().__init__(said, operation=operation, code=code, retryable=self.trouble in _RETRYABLE)
+        self.aws_message = message
+        self.request_id = request_id
+        self.status = status
+        self.resource_ids = resource_ids
+        self.in_doubt = in_doubt
+
+    def __reduce__(self) -> Any:
+        words = (self.operation, self.code, self.aws_message, self.request_id, self.status, self.trouble)
+        return type(self), (*words, self.resource_ids), {"in_doubt": self.in_doubt}
+
+
+def _advice(trouble: Trouble, code: str, message: str, action: str, resource: str) -> str:
+    if action:
+        where = f" on {resource}" if resource else ""
+        if explicit := _EXPLICIT.search(message):
+            return f"{action}{where} is denied by {explicit['where']}: whoever owns that has to change it"
+        hint = _ADVICE_BY_ACTION.get(action)
+        return f"allow {action}{where} for the credentials in use" + (f" ({hint})" if hint else "")
+    return _ADVICE_BY_CODE.get(code, _ADVICE[trouble])
+
+
+def _short(text: str, limit: int = 1000) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+# ---- how much may be asked -----------------------------------------------------------------------------------------
+
+_rate = validators.optional(validators.gt(0))
+
+
+@attrs.frozen(kw_only=True)
+class Budget:
+    """
+    How much of the account's API quotas to use. For accounts whose quotas were raised, or are shared with others.
+
+    Each figure is what AWS allows the whole account in a region, in calls a second: see "ECS API throttling" and
+    "CloudWatch Logs quotas" in the console's Service Quotas. None: what AWS publishes for the region. ``share`` of
+    them is what this process uses at most; two processes of equal weight would take 0.4 each.
+    """
+
+    share: float = field(default=0.85, validator=validators.and_(validators.gt(0), validators.le(1)))
+    run_task: float | None = field(default=None, validator=_rate)
+    """RunTask on Fargate: 20."""
+    modify: float | None = field(default=None, validator=_rate)
+    """RunTask and StopTask together: 40."""
+    read: float | None = field(default=None, validator=_rate)
+    """DescribeTasks and ListTasks together: 20."""
+    register: float | None = field(default=None, validator=_rate)
+    """RegisterTaskDefinition and its opposite: 1."""
+    get_log_events: float | None = field(default=None, validator=_rate)
+    """GetLogEvents: 10 to 30, by region."""
+    filter_log_events: float | None = field(default=None, validator=_rate)
+    """FilterLogEvents: 5 to 25, by region."""
+
+
+@attrs.frozen
+class _Quota:
+    """A token bucket of AWS: *burst* calls at once, *rate* a second for good; ``option`` of `Budget` overrides it."""
+
+    burst: float
+    rate: float
+    operations: tuple[str, ...] = ()
+    option: str = ""
+
+
+# Amazon ECS Developer Guide, "Request throttling for the Amazon ECS API"; CloudWatch Logs quotas; autumn 2026.
+# All operations of a bucket share it. Figures of Logs are calls a second, with nothing said of bursts.
+_QUOTAS: Final[Mapping[str, _Quota]] = {
+    "ecs.run-task": _Quota(20, 20, ("ecs.RunTask",), "run_task"),
+    "ecs.modify": _Quota(100, 40, ("ecs.RunTask", "ecs.StopTask", "ecs.StartTask", "ecs.ExecuteCommand"), "modify"),
+    "ecs.read": _Quota(100, 20, ("ecs.DescribeTasks", "ecs.ListTasks", "ecs.DescribeContainerInstances"), "read"),
+    "ecs.definition-modify": _Quota(20, 1, ("ecs.RegisterTaskDefinition", "ecs.DeregisterTaskDefinition"), "register"),
+    "ecs.definition-read": _Quota(
+        50, 20, ("ecs.DescribeTaskDefinition", "ecs.ListTaskDefinitions", "ecs.ListTaskDefinitionFamilies")
+    ),
+    "ecs.definition-delete": _Quota(5, 1, ("ecs.DeleteTaskDefinitions",)),
+    "ecs.cluster-modify": _Quota(20, 1, ("ecs.CreateCluster", "ecs.DeleteCluster", "ecs.UpdateCluster")),
+    "ecs.cluster-read": _Quota(50, 20, ("ecs.DescribeClusters", "ecs.ListClusters")),
+    "ecs.tag-modify": _Quota(20, 10, ("ecs.TagResource", "ecs.UntagResource")),
+    "ecs.tag-read": _Quota(50, 20, ("ecs.ListTagsForResource",)),
+    "ecs.provider-read": _Quota(50, 20, ("ecs.DescribeCapacityProviders",)),
+    "ecs.setting-read": _Quota(50, 20, ("ecs.ListAccountSettings",)),
+    "logs.get": _Quota(25, 25, ("logs.GetLogEvents",), "get_log_events"),
+    "logs.filter": _Quota(10, 10, ("logs.FilterLogEvents",), "filter_log_events"),
+    "logs.streams": _Quota(25, 25, ("logs.DescribeLogStreams",)),
+    "logs.groups": _Quota(10, 10, ("logs.DescribeLogGroups",)),
+    "logs.create-group": _Quota(10, 10, ("logs.CreateLogGroup",)),
+    "logs.retention": _Quota(5, 5, ("logs.PutRetentionPolicy",)),
+    "logs.tail": _Quota(5, 5, ("logs.StartLiveTail",)),
+    "s3": _Quota(200, 200, ("s3.PutObject", "s3.GetObject")),
+}
+_OTHER: Final = _Quota(20, 10)
+"""Of what is asked seldom, and has no published figure here: each operation by itself."""
+
+_SLOW_REGIONS: Final = ("eu-central-1", "ap-northeast-3", "ap-southeast-3", "ca-west-1", "il-central-1")
+_BY_REGION: Final[Mapping[str, Mapping[str, float]]] = {
+    "logs.get": dict.fromkeys((*_SLOW_REGIONS, "us-west-2", "eu-west-1"), 10.0) | {"eu-west-3": 30.0},
+    "logs.filter": dict.fromkeys(_SLOW_REGIONS, 5.0) | {"us-east-1": 25.0},
+}
+
+_CUT: Final = 0.7
+"""What a throttle leaves of a bucket's pace."""
+_CUT_EVERY: Final = 1.0
+"""Seconds: the calls that were under way together are throttled together, and that is one sign, not many."""
+_SLOWEST: Final = 0.1
+_GROWTH: Final = 0.03
+"""What a second without throttles gives back."""
+_TICK: Final = 0.001
+"""Seconds: a shorter sleep may be over before the clock has moved."""
+
+
+class _Bucket:
+    """
+    A token bucket that is served in the order of arrival, and that learns: less on a throttle, more with time.
+
+    Safe to cancel: who leaves the queue takes nothing along.
+    """
+
+    def __init__(self, name: str, burst: float, rate: float) -> None:
+        self.name = name
+        self.pace = 1.0
+        self._burst = max(1.0, burst)
+        self._rate = rate
+        self._tokens = self._burst
+        self._at = self._cut_at = anyio.current_time()
+        self._cut_at -= _CUT_EVERY
+        self._held = 0
+        """Tokens that were taken and not used yet. AWS has not counted them, so none is refilled in their place."""
+        self._turn = anyio.Lock()  # fair: its waiters are served first come, first served
+
+    async def take(self) -> None:
+        """Wait for a token and take it."""
+        if not self._turn.locked() and self._missing() <= 0.0:
+            self._tokens -= 1.0
+            return
+        async with self._turn:
+            while (missing := self._missing()) > 0.0:  # noqa: ASYNC110 (time is the event)
+                await anyio.sleep(max(_TICK, missing / (self._rate * self.pace)))
+            self._tokens -= 1.0
+
+    def hold(self) -> None:
+        """Let the token just taken count as unused, until it is let go."""
+        self._held += 1
+
+    def let_go(self) -> None:
+        """Let a held token count as used."""
+        self._missing()
+        self._held -= 1
+
+    def give_back(self) -> None:
+        """Return a token that was held and not used."""
+        self.let_go()
+        self._tokens += 1.0
+
+    def throttled(self) -> None:
+        """AWS says that it is too much: whatever the published figure is, others use it too."""
+        self._missing()
+        self._tokens = min(self._tokens, 0.0)
+        if self._at - self._cut_at >= _CUT_EVERY:
+            self.pace = max(_SLOWEST, self.pace * _CUT)
+            self._cut_at = self._at
+
+    def _missing(self) -> float:
+        now = anyio.current_time()
+        passed, self._at = now - self._at, now
+        self.pace = min(1.0, self.pace + passed * _GROWTH)
+        most = max(1.0, self._burst * self.pace) - self._held
+        self._tokens = min(most, self._tokens + passed * self._rate * self.pace)
+        # Times are floats: a call each 1/20 s must find its token although 0.05 is not exact.
+        return 1.0 - 1e-9 - self._tokens
+
+
+def _make_buckets(budget: Budget, region: str) -> dict[str, tuple[_Bucket, ...]]:
+    """Return the buckets of each operation, the narrowest first."""
+    by_operation: dict[str, tuple[_Bucket, ...]] = {}
+    for name, quota in _QUOTAS.items():
+        asked = getattr(budget, quota.option) if quota.option else None
+        rate = asked or _BY_REGION.get(name, {}).get(region, quota.rate)
+        # Logs counts calls a second: what is saved up must not make it more in any one of them.
+        burst = 0.15 * rate if name.startswith("logs.") else quota.burst * rate / quota.rate
+        bucket = _Bucket(name, burst * budget.share, rate * budget.share)
+        for operation in quota.operations:
+            by_operation[operation] = (*by_operation.get(operation, ()), bucket)
+    return by_operation
+
+
+@attrs.define
+class Stats:
+    """What went through a door, for tests, benchmarks and the curious."""
+
+    calls: Counter[str] = field(factory=Counter)
+    """Requests sent, by operation: ``ecs.RunTask``. Each try counts."""
+    buckets: Counter[str] = field(factory=Counter)
+    """Requests sent, by token bucket."""
+    throttles: Counter[str] = field(factory=Counter)
+    """Requests that AWS turned away as too many, by operation."""
+    troubles: Counter[str] = field(factory=Counter)
+    """Answers that were errors, by `Trouble`'s value."""
+    renewals: int = 0
+    """How often clients were made again for fresh credentials."""
+
+
+# ---- sessions and clients ------------------------------------------------------------------------------------------
+
+_CONNECT_TIMEOUT: Final = 5.0
+_READ_TIMEOUT: Final = 30.0
+_LONGEST_TRY: Final = 60.0
+"""Seconds for one try in all: a reply that trickles in is none."""
+_CLOSING: Final = 5.0
+"""Seconds that closing a client may take."""
+_POOL: Final = 100
+
+# Replies that are read as plain JSON: large or frequent, no member of them renamed or binary, so that only the
+# timestamps differ from what botocore makes of them. They stay seconds since the epoch. A test holds this to the model.
+PLAIN_REPLIES: Final = frozenset(
+    {
+        *("RunTaskResponse", "StopTaskResponse", "DescribeTasksResponse", "ListTasksResponse"),
+        *("DescribeTaskDefinitionResponse", "RegisterTaskDefinitionResponse"),
+        *("GetLogEventsResponse", "FilterLogEventsResponse"),
+    }
+)
+_PRELOADED: Final = ("ecs", "logs", "sts", "ssm", "s3", "ec2")
+
+
+@attrs.frozen(kw_only=True)
+class _Session:
+    """A session, and how it was made."""
+
+    session: Any
+    ours: bool
+    parser: str = "stock"
+    preload: Callable[[str], None] | None = None
+    """Reads a service's model, so that making its client does not stall the event loop. For a worker thread."""
+
+
+def _make_session(fast: bool) -> _Session:
+    """
+    Make a session of aioboto3. For a worker thread: importing it takes a third of a second.
+
+    With *fast*, two components of botocore's session are replaced by ours, which is what components are for. They are
+    not promised to be there for ever, so whatever does not fit leaves them as they are.
+    """
+    with _no_gc():
+        import aioboto3
+        from aiobotocore.session import get_session
+
+        if fast:
+            core = get_session()
+            try:
+                core.register_component("response_parser_factory", _fast_parsers())
+                loader = _lean_loader(core.get_config_variable("data_path"))
+                core.register_component("data_loader", loader)
+                session = aioboto3.Session(botocore_session=core)
+            except (ImportError, AttributeError, TypeError, LookupError):
+                pass  # a botocore of another shape
+            else:
+                return _Session(session=session, ours=True, parser="fast", preload=functools.partial(_preload, loader))
+        return _Session(session=aioboto3.Session(), ours=True)
+
+
+def _fast_parsers() -> Any:
+    """
+    Return a factory of parsers that leaves the replies of `PLAIN_REPLIES` as JSON has them.
+
+    Four fifths of a DescribeTasks call are botocore's walk over the shapes of fields that nobody reads. Errors, streams
+    of events, other replies and the metadata are botocore's as ever.
+    """
+    from aiobotocore.parsers import AioResponseParserFactory
+    from botocore.parsers import ResponseParserError
+
+    stock: Any = type(AioResponseParserFactory().create_parser("json"))
+    if inspect.iscoroutinefunction(stock._handle_json_body):
+        raise TypeError("this botocore reads JSON in another way")
+
+    class JsonParser(stock):  # type: ignore[misc]
+        def _handle_json_body(self, raw_body: bytes, shape: Any) -> Any:
+            if getattr(shape, "name", None) not in PLAIN_REPLIES:
+                return super()._handle_json_body(raw_body, shape)
+            try:
+                reply = json.loads(raw_body)
+            except ValueError as exc:
+                raise ResponseParserError(f"not JSON: {raw_body[:100]!r}") from exc
+            if not isinstance(reply, dict):
+                raise ResponseParserError(f"not a JSON object: {raw_body[:100]!r}")
+            return reply
+
+    class Factory(AioResponseParserFactory):  # type: ignore[misc]
+        def create_parser(self, protocol_name: str, *args: Any, **kwargs: Any) -> Any:
+            if protocol_name == "json" and not args and not kwargs:
+                return JsonParser(**self._defaults)
+            return super().create_parser(protocol_name, *args, **kwargs)
+
+    return Factory()
+
+
+def _lean_loader(data_path: str | None) -> Any:
+    """
+    Return a loader of botocore's data that does not look through what we never need.
+
+    The first client of a session reads 1.2 MB of endpoints that are only for services without endpoint rules, and looks
+    into four hundred folders for the names of all services.
+    """
+    from botocore.loaders import Loader, create_loader
+
+    stock = create_loader(data_path)
+
+    class LeanLoader(Loader):  # type: ignore[misc]
+        _wanted = ""
+
+        def load_service_model(self, service_name: str, *args: Any, **kwargs: Any) -> Any:
+            self._wanted = service_name
+            try:
+                return super().load_service_model(service_name, *args, **kwargs)
+            finally:
+                self._wanted = ""
+
+        def list_available_services(self, type_name: str) -> Any:
+            return [self._wanted] if self._wanted in _PRELOADED else super().list_available_services(type_name)
+
+        def load_data_with_path(self, name: str) -> Any:
+            if name == "endpoints":
+                return {"version": 3, "partitions": []}, f"{self.BUILTIN_DATA_PATH}/{name}"
+            return super().load_data_with_path(name)
+
+    loader = LeanLoader()
+    loader.search_paths[:] = stock.search_paths
+    return loader
+
+
+def _preload(loader: Any, service: str) -> None:
+    with _no_gc():
+        for kind in ("service-2", "endpoint-rule-set-1"):
+            loader.load_service_model(service, kind, api_version=None)
+        loader.load_data("partitions")
+
+
+@contextmanager
+def _no_gc() -> Generator[None]:
+    """Leave the garbage where it is: looking for it takes a quarter of the time of importing and making clients."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@attrs.define(eq=False)
+class _Client:
+    """An open client. It is closed when nobody uses it any more."""
+
+    client: Any
+    manager: Any
+    generation: int
+    users: int = 0
+    retired: bool = False
+
+
+def _config(endpoint_url: str | None, service: str) -> Any:
+    from aiobotocore.config import AioConfig
+
+    options: dict[str, Any] = {
+        "connect_timeout": _CONNECT_TIMEOUT,
+        "read_timeout": _READ_TIMEOUT,
+        "max_pool_connections": _POOL,
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+        "user_agent_extra": "lib/fargate-runner",
+    }
+    if _is_not_aws(endpoint_url or _endpoint_from(os.environ, service)):
+        # Names below the endpoint's own ("stream-logs.", a bucket's) lead nowhere there.
+        options |= {"inject_host_prefix": False, "s3": {"addressing_style": "path"}}
+    return AioConfig(**options)
+
+
+def _endpoint_from(environ: Mapping[str, str], service: str) -> str | None:
+    if environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
+        return None
+    found = environ.get(f"AWS_ENDPOINT_URL_{_SERVICE_IDS.get(service, service).upper()}")
+    return found or environ.get("AWS_ENDPOINT_URL")
+
+
+_SERVICE_IDS: Final = {"logs": "CLOUDWATCH_LOGS", "events": "EVENTBRIDGE"}
+
+
+def _is_not_aws(url: str | None) -> bool:
+    host = (urlsplit(url).hostname or "") if url else ""
+    return bool(host) and not host.endswith((".amazonaws.com", ".amazonaws.com.cn", ".api.aws"))
+
+
+_WORD_END: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+@functools.cache
+def _method_of(operation: str) -> tuple[str, str]:
+    """Return the service and the method of an operation: ``ecs.RunTask`` is ``run_task`` of ``ecs``."""
+    service, _, name = operation.partition(".")
+    return service, _WORD_END.sub("_", name).lower()
+
+
+@attrs.frozen(kw_only=True)
+class Caller:
+    """Who the credentials belong to, as STS tells."""
+
+    account: str
+    arn: str
+    user_id: str
+
+
+class Api:
+    """
+    The door to AWS, for one account and region. Open inside ``async with api.running()``, on one event loop.
+
+    *session* is anything with ``client(name, **kw)`` or ``create_client(name, **kw)`` that returns an asynchronous
+    context manager of a client: aioboto3's, aiobotocore's, a fake's. None: a new ``aioboto3.Session()``, made in a
+    worker thread when it is first needed. *fast* allows that one to read large replies as plain JSON.
+    """
+
+    def __init__(
+        self,
+        *,
+        session: Any | None = None,
+        region: str | None = None,
+        endpoint_url: str | None = None,
+        budget: Budget | None = None,
+        fast: bool = True,
+    ) -> None:
+        self._given = _check_session(session)
+        self._region_said = region
+        self._endpoint_url = _check_endpoint(endpoint_url)
+        self._budget = Budget() if budget is None else budget
+        self._fast = fast
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.region = region or ""
+        """The region that is asked; empty while it is not known, which is before it is open."""
+        self.parser = "stock"
+        """``fast`` if large replies are read as plain JSON, ``stock`` if botocore reads them."""
+        self.stats = Stats()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """
+        Open the door; leaving the block closes every client, cancelled or not.
+
+        :raises BackendUnavailable: no region is known, or the profile of the environment is not there
+        """
+        if self._loop is not None:
+            raise RunnerClosed("this door to AWS is open already")
+        self._loop = _running_loop()
+        self._session: _Session | None = None
+        self._clients: dict[str, _Client] = {}
+        self._opening = anyio.Lock()
+        self._reserved: Counter[str] = Counter()
+        self._generation = 0
+        self._renewed_at = float("-inf")
+        self._worked = self._reached = False
+        self._caller: Caller | None = None
+        self._caller_asked_at = float("-inf")
+        try:
+            self.region = await self._find_region()
+            self._buckets = _make_buckets(self._budget, self.region)
+            yield
+        finally:
+            self._loop = None
+            clients, self._clients = list(self._clients.values()), {}
+            for client in clients:
+                await self._close(client)
+
+    async def call(self, operation: str, /, **request: Any) -> dict[str, Any]:
+        """
+        Ask AWS: ``await api.call("ecs.RunTask", cluster=…)``. Safe to cancel; its effect is then unknown.
+
+        Throttles are waited out, without end. What AWS or the way to it fails in is tried again for two minutes, what
+        expired credentials fail in for a quarter of an hour; always with the very same request.
+
+        :raises ApiError: AWS's own error, or none of its answers
+        :raises BackendUnavailable: AWS cannot be reached at all: no credentials, no region, no way to the endpoint
+        :raises RunnerClosed: outside of `running`, or on another event loop
+        """
+        self._check_open()
+        if operation == "ecs.RunTask":
+            # botocore would make up a new one for each try, and each would start a task.
+            assert request.get("clientToken"), "a RunTask without a clientToken must not be sent twice"
+        return await self._try(_Call(self, operation, request))
+
+    async def _try(self, call: _Call) -> dict[str, Any]:
+        from tenacity import AsyncRetrying
+
+        retrying = AsyncRetrying(retry=call.goes_on, wait=call.pause, sleep=anyio.sleep, reraise=True)
+        try:
+            return await retrying(call.once)
+        except ApiError as exc:
+            error = call.given_up(exc)
+            if error is exc:
+                raise
+            raise error from exc
+
+    async def reserve(self, operation: str) -> None:
+        """Wait for a turn, and keep it for the next call of *operation*, which then does not wait."""
+        self._check_open()
+        await self._hold(self._buckets_of(operation))
+        self._reserved[operation] += 1
+
+    async def caller(self) -> Caller | None:
+        """Return who the credentials belong to; None if STS does not tell. Asked once."""
+        self._check_open()
+        if self._caller is None and anyio.current_time() - self._caller_asked_at > _ASK_STS_EVERY:
+            self._caller_asked_at = anyio.current_time()
+            try:
+                reply = await self._try(_Call(self, "sts.GetCallerIdentity", {}, patience=_STS_PATIENCE))
+            except BackendError:
+                return None
+            said = {name.lower(): str(value) for name, value in reply.items()}
+            self._caller = Caller(
+                account=said.get("account", ""), arn=said.get("arn", ""), user_id=said.get("userid", "")
+            )
+        return self._caller
+
+    async def account(self) -> str:
+        """Return the number of the account; empty if STS does not tell."""
+        caller = await self.caller()
+        return "" if caller is None else caller.account
+
+    # ---- what a call needs -----------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._loop is None:
+            raise RunnerClosed("the door to AWS is not open: use the backend inside 'async with'")
+        if _running_loop() is not self._loop:
+            raise RunnerClosed(
+                "AWS clients belong to the event loop that they were opened on, and this is another: open a backend "
+                "on each, or keep one loop (asyncio.Runner) for all calls"
+            )
+
+    async def _take(self, operation: str) -> tuple[_Bucket, ...]:
+        """Wait for the turn of a call, in every bucket that it counts in."""
+        buckets = self._buckets_of(operation)
+        if self._reserved[operation]:
+            self._reserved[operation] -= 1
+        else:
+            await self._hold(buckets)
+        for bucket in buckets:
+            bucket.let_go()
+        return buckets
+
+    def _buckets_of(self, operation: str) -> tuple[_Bucket, ...]:
+        buckets = self._buckets.get(operation)
+        if buckets is None:
+            name = operation if operation.partition(".")[0] != "s3" else "s3"
+            made = _Bucket(name, _OTHER.burst * self._budget.share, _OTHER.rate * self._budget.share)
+            buckets = self._buckets[operation] = (made,)
+        return buckets
+
+    async def _hold(self, buckets: tuple[_Bucket, ...]) -> None:
+        """Take a token of each bucket, and hold them all."""
+        held = 0
+        try:
+            for bucket in buckets:
+                await bucket.take()
+                bucket.hold()
+                held += 1
+        except BaseException:
+            for bucket in buckets[:held]:
+                bucket.give_back()
+            raise
+
+    @asynccontextmanager
+    async def _lend(self, service: str) -> AsyncGenerator[_Client]:
+        """Lend the client of a service."""
+        client = self._clients.get(service)
+        if client is None:
+            async with self._opening:
+                client = self._clients.get(service)
+                if client is None:
+                    client = self._clients[service] = await self._open(service)
+        client.users += 1
+        try:
+            yield client
+        finally:
+            client.users -= 1
+            if client.retired and client.users == 0:
+                await self._close(client)
+
+    async def _renew(self, generation: int) -> None:
+        """Have the next calls use fresh credentials, unless somebody has seen to that since *generation*."""
+        now = anyio.current_time()
+        if generation != self._generation or now - self._renewed_at < _RENEW_EVERY:
+            return
+        self._generation += 1
+        self._renewed_at = now
+        self.stats.renewals += 1
+        retired, self._clients = list(self._clients.values()), {}
+        self._session = None  # one of ours is made again: it reads the environment and the files of AWS anew
+        for client in retired:
+            client.retired = True
+            if client.users == 0:
+                await self._close(client)
+
+    async def _open(self, service: str) -> _Client:
+        made = await self._open_session()
+        if made.preload is not None:
+            await anyio.to_thread.run_sync(made.preload, service)
+        known: dict[str, Any] = {"region_name": self.region, "config": _config(self._endpoint_url, service)}
+        if self._endpoint_url is not None:
+            known["endpoint_url"] = self._endpoint_url
+        make = getattr(made.session, "client", None) or made.session.create_client
+        with _no_gc():
+            manager = make(service, **known)
+            if not hasattr(manager, "__aenter__"):
+                raise _wrong_session(self._given)
+            client = await manager.__aenter__()
+        return _Client(client=client, manager=manager, generation=self._generation)
+
+    async def _open_session(self) -> _Session:
+        if self._session is None:
+            if self._given is not None:
+                self._session = _Session(session=self._given, ours=False)
+            else:
+                self._session = await anyio.to_thread.run_sync(_make_session, self._fast)
+            self.parser = self._session.parser
+        return self._session
+
+    async def _close(self, client: _Client) -> None:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_CLOSING):
+            await client.manager.__aexit__(None, None, None)
+
+    async def _find_region(self) -> str:
+        region = self._region_said
+        if not region and self._given is not None:
+            region = _region_of_session(self._given)
+        region = region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        if not region and self._given is None:
+            try:
+                region = _region_of_session((await self._open_session()).session)
+            except Exception as exc:
+                raise _translated(exc, "running") from exc
+        if not region:
+            raise BackendUnavailable(_NO_REGION, code="NoRegion")
+        return region
+
+
+_ASK_STS_EVERY: Final = 300.0
+_STS_PATIENCE: Final = 5.0
+_RENEW_EVERY: Final = 1.0
+_NO_REGION: Final = (
+    "no AWS region is known: set AWS_REGION, say region='eu-west-1', or set one in the profile (aws configure)"
+)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise BackendUnavailable("AWS's libraries run on asyncio only: use anyio's asyncio backend") from None
+
+
+def _check_session(session: Any) -> Any:
+    if session is None:
+        return None
+    makers = (getattr(session, "client", None), getattr(session, "create_client", None))
+    # aioboto3's session is a subclass of boto3's; boto3's own makes clients that block the event loop.
+    library = type(session).__module__.partition(".")[0]
+    if library in {"boto3", "botocore"} or not any(map(callable, makers)):
+        raise _wrong_session(session)
+    return session
+
+
+def _wrong_session(session: Any) -> InvalidJob:
+    kind = f"{type(session).__module__}.{type(session).__qualname__}"
+    problem = f"{kind} makes no asynchronous clients"
+    return InvalidJob("session", session, problem, "pass aioboto3.Session(…), or a session of aiobotocore")
+
+
+def _check_endpoint(url: str | None) -> str | None:
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise InvalidJob("endpoint_url", url, "not the URL of a server", "write it like 'http://127.0.0.1:4566'")
+    return url
+
+
+def _region_of_session(session: Any) -> str | None:
+    region = getattr(session, "region_name", None)
+    if region is None and callable(ask := getattr(session, "get_config_variable", None)):
+        region = ask("region")
+    return region if isinstance(region, str) else None
+
+
+# ---- one call ------------------------------------------------------------------------------------------------------
+
+_PATIENCES: Final[Mapping[Trouble, float]] = {
+    Trouble.THROTTLED: float("inf"),
+    Trouble.TRANSIENT: 120.0,
+    Trouble.EXPIRED: 900.0,
+}
+"""Seconds that each kind of trouble is waited out."""
+_UNREACHED_PATIENCE: Final = 30.0
+"""Seconds that we knock at an endpoint that nobody has ever answered at."""
+
+_PAUSES: Final[Mapping[Trouble, tuple[float, float]]] = {
+    Trouble.THROTTLED: (0.2, 5.0),  # the bucket does the rest
+    Trouble.TRANSIENT: (0.2, 15.0),
+    Trouble.EXPIRED: (0.1, 30.0),
+}
+"""(first, longest) seconds between tries, each twice the one before."""
+
+
+# AWS always answers these with both; an answer with neither is somebody else's.
+_NEVER_EMPTY: Final[Mapping[str, frozenset[str]]] = dict.fromkeys(
+    ("ecs.RunTask", "ecs.DescribeTasks"), frozenset({"tasks", "failures"})
+)
+
+
+class _Call:
+    """One call and its tries: what is known of it from one to the next."""
+
+    def __init__(self, api: Api, operation: str, request: Mapping[str, Any], *, patience: float = float("inf")) -> None:
+        self._api = api
+        self._operation = operation
+        self._request = request
+        self._patience = patience
+        self._service, self._method = _method_of(operation)
+        self._began = 0.0
+        self._tries: dict[Trouble, int] = dict.fromkeys(_PAUSES, 0)
+        self._since: dict[Trouble, float] = {}
+        """Since when the trouble of the last try has been the trouble of all."""
+        self._unsent = True
+        """No try has reached anybody."""
+        self._in_doubt = False
+
+    async def once(self) -> dict[str, Any]:
+        """Send the request, once, when it is its turn."""
+        api = self._api
+        api._check_open()
+        buckets = await api._take(self._operation)
+        self._began = anyio.current_time()
+        generation = api._generation
+        try:
+            async with api._lend(self._service) as lent:
+                generation = lent.generation
+                api.stats.calls[self._operation] += 1
+                for bucket in buckets:
+                    api.stats.buckets[bucket.name] += 1
+                reply = await self._ask(lent.client)
+        except Exception as exc:
+            if api._loop is None:
+                raise RunnerClosed(f"the door to AWS was closed while {self._operation} was under way") from exc
+            error = _translated(exc, self._operation, worked=api._worked)
+            await self._learn(error, buckets, generation)
+            if error is exc:
+                raise
+            raise error from exc
+        api._worked = api._reached = True
+        return reply
+
+    async def _ask(self, client: Any) -> dict[str, Any]:
+        method = getattr(client, self._method, None)
+        if method is None:
+            said = f"this botocore does not know {self._operation}: upgrade aioboto3, or hand in a newer session"
+            raise BackendUnavailable(said, operation=self._operation)
+        with anyio.move_on_after(_LONGEST_TRY):
+            reply: dict[str, Any] = await method(**self._request)
+            if self._operation in _NEVER_EMPTY and not _NEVER_EMPTY[self._operation] & reply.keys():
+                raise _Lost("the answer holds nothing")  # a proxy's page, or half of an answer: not "no tasks"
+            return reply
+        raise _Lost(f"no whole answer within {_LONGEST_TRY:.0f} seconds")
+
+    async def _learn(self, error: Exception, buckets: tuple[_Bucket, ...], generation: int) -> None:
+        if not isinstance(error, ApiError):
+            return
+        api, trouble = self._api, error.trouble
+        api._reached |= error.status > 0
+        api.stats.troubles[trouble.value] += 1
+        self._unsent &= trouble is Trouble.TRANSIENT and not error.in_doubt
+        self._in_doubt |= error.in_doubt
+        error.in_doubt = self._in_doubt
+        self._tries[trouble] = self._tries.get(trouble, 0) + 1
+        self._since = {trouble: self._since.get(trouble, self._began)}
+        if trouble is Trouble.THROTTLED:
+            api.stats.throttles[self._operation] += 1
+            buckets[0].throttled()
+        elif trouble is Trouble.EXPIRED:
+            await api._renew(generation)
+
+    def goes_on(self, state: RetryCallState) -> bool:
+        """Whether another try is worth it. For tenacity."""
+        error = state.outcome.exception() if state.outcome is not None else None
+        if not isinstance(error, ApiError) or error.trouble not in _PAUSES:
+            return False
+        patience = _PATIENCES[error.trouble]
+        if self._unsent and not self._api._reached:
+            patience = min(patience, _UNREACHED_PATIENCE)
+        return anyio.current_time() - self._since[error.trouble] < min(patience, self._patience)
+
+    def pause(self, state: RetryCallState) -> float:
+        """Return the seconds until the next try. For tenacity."""
+        error = state.outcome.exception() if state.outcome is not None else None
+        assert isinstance(error, ApiError)
+        first, longest = _PAUSES[error.trouble]
+        pause = min(longest, first * 2.0 ** min(self._tries[error.trouble] - 1, 16))
+        return pause * random.uniform(0.5, 1.0)  # noqa: S311 (spreads the tries of many, hides nothing)
+
+    def given_up(self, error: ApiError) -> BackendError:
+        """Return what to raise for the last of all tries."""
+        if self._unsent and not self._api._reached:
+            said = (
+                f"AWS cannot be reached in {self._api.region}: {error.aws_message.rstrip('.')}; check the network, a "
+                "proxy (HTTPS_PROXY), and the region or endpoint (AWS_REGION, AWS_ENDPOINT_URL)"
+            )
+            return BackendUnavailable(said, operation=error.operation, code=error.code, retryable=True)
+        return error
+
+
+# ---- what others raise ---------------------------------------------------------------------------------------------
+
+
+class _Lost(Exception):
+    """There was no answer that means anything."""
+
+
+_NO_CREDENTIALS: Final = (
+    "no AWS credentials are known: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, choose a profile (AWS_PROFILE), "
+    "log in (aws sso login), or run with a role"
+)
+_LOGGED_OUT: Final = "log in again: aws sso login"
+
+# Exceptions of botocore and aiohttp by name, so that reading one imports neither. The first name on the way to the
+# root counts. What is said before the library's own words, and what to try.
+_CREDENTIALS: Final[Mapping[str, str]] = {
+    "NoCredentialsError": _NO_CREDENTIALS,
+    "PartialCredentialsError": _NO_CREDENTIALS,
+    "CredentialRetrievalError": _NO_CREDENTIALS,
+    "MetadataRetrievalError": _NO_CREDENTIALS,
+    "RefreshWithMFAUnsupportedError": _NO_CREDENTIALS,
+    "InfiniteLoopConfigError": _NO_CREDENTIALS,
+    "NoAuthTokenError": _LOGGED_OUT,
+    "SSOError": _LOGGED_OUT,
+    "TokenRetrievalError": _LOGGED_OUT,
+}
+_SETTINGS: Final[Mapping[str, str]] = {
+    "NoRegionError": _NO_REGION,
+    "InvalidRegionError": "the region is not the name of one: set AWS_REGION",
+    "EndpointProviderError": "the region or the endpoint is not right: set AWS_REGION",
+    "UnknownServiceError": "this botocore does not know the service: upgrade aioboto3",
+    "ProfileNotFound": "set AWS_PROFILE to a profile of ~/.aws/config, or unset it",
+    "ConfigParseError": "the file of AWS's settings cannot be read: correct it",
+    "ConfigNotFound": "the file of AWS's settings is not there: see AWS_CONFIG_FILE",
+    "InvalidConfigError": "a setting of AWS's is not right: correct it",
+    "InvalidRetryConfigurationError": "a setting of AWS's is not right: correct it",
+    "InvalidProxiesConfigError": "the settings of the proxy are not right: correct them",
+}
+_UNSENT: Final = frozenset({"ConnectTimeoutError", "ProxyConnectionError", "SSLError", "ClientConnectorError"})
+_LOST: Final = frozenset(
+    {
+        *("EndpointConnectionError", "ConnectionClosedError", "ReadTimeoutError", "HTTPClientError"),
+        *("ConnectionError", "ResponseParserError", "ResponseStreamingError", "IncompleteReadError"),
+        *("ChecksumError", "FlexibleChecksumError", "ClientPayloadError", "UnicodeDecodeError", "JSONDecodeError"),
+        *("TimeoutError", "OSError", "_Lost"),
+    }
+)
+
+
+def _translated(exc: Exception, operation: str, *, worked: bool = False) -> Exception:
+    """Return the error of ours that says the same; *exc* itself if it is none of AWS's doing."""
+    response = getattr(exc, "response", None)
+    if isinstance(response, Mapping):
+        return _from_response(response, operation)
+    said = str(exc).rstrip(".")
+    for name in (cls.__name__ for cls in type(exc).__mro__):
+        if name in _CREDENTIALS:
+            if worked:  # there were some, so there may be again: a file that is being written, a service that restarts
+                return ApiError(operation, type(exc).__name__, said, trouble=Trouble.EXPIRED)
+            return BackendUnavailable(f"{_CREDENTIALS[name]} ({said})", operation=operation, code=type(exc).__name__)
+        if name in _SETTINGS:
+            return BackendUnavailable(f"{said}; {_SETTINGS[name]}", operation=operation, code=type(exc).__name__)
+        if name == "ParamValidationError":
+            return ApiError(operation, "ParamValidation", said, trouble=Trouble.INVALID)
+        if name in _UNSENT or name in _LOST:
+            code = type(exc).__name__.lstrip("_")
+            in_doubt = name in _LOST and not _is_unsent(exc)
+            return ApiError(operation, code, said or code, trouble=Trouble.TRANSIENT, in_doubt=in_doubt)
+    return exc
+
+
+def _is_unsent(exc: Exception) -> bool:
+    """Whether a connection could not even be made. aiobotocore has one name for that and for one that was reset."""
+    inner = getattr(exc, "kwargs", {}).get("error")
+    return any(cls.__name__ in {"ClientConnectorError", "gaierror"} for cls in type(inner).__mro__)
+
+
+def _from_response(response: Mapping[str, Any], operation: str) -> ApiError:
+    """Read an error as botocore parsed it."""
+    error, meta = response.get("Error") or {}, response.get("ResponseMetadata") or {}
+    code, message = str(error.get("Code") or ""), str(error.get("Message") or "")
+    status = int(meta.get("HTTPStatusCode") or 0)
+    trouble = trouble_of(code, message, status)
+    return ApiError(
+        operation,
+        code,
+        message,
+        request_id=str(meta.get("RequestId") or ""),
+        status=status,
+        trouble=trouble,
+        resource_ids=tuple(map(str, response.get("resourceIds") or ())),
+        in_doubt=trouble in {Trouble.TRANSIENT, Trouble.UNKNOWN},
+    )

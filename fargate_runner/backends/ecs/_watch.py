@@ -1,0 +1,349 @@
+"""
+One table of all tasks that somebody waits for, and one poller that looks at them, a hundred at a time.
+
+Nothing is polled that nobody waits for. What events and replies tell on the way is taken in by `saw`, and can only make
+it faster: polling decides.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, Self
+
+import anyio
+import attrs
+
+from fargate_runner._errors import BackendError
+from fargate_runner._lifecycle import Cause, Phase, Proof, Snapshot
+from fargate_runner.backends.ecs import _wire
+from fargate_runner.backends.ecs._api import Api, ApiError, Trouble
+
+__all__ = ["Cadence", "Watch"]
+
+_BATCH: Final = 100
+"""Tasks that one DescribeTasks call takes (Amazon ECS API Reference)."""
+
+
+@attrs.frozen(kw_only=True)
+class Cadence:
+    """How often tasks are looked at, in seconds. For tests, and for accounts whose read quota was raised."""
+
+    first: float = 4.0
+    """From a launch to the first look: nothing on Fargate starts faster."""
+    period: float = 2.0
+    """Between two looks at a task, where there are few."""
+    reads_per_second: float = 5.0
+    """Looks, of a hundred tasks each, where there are many: a quarter of what AWS gives an account."""
+    grace: float = 300.0
+    """How long a new task may be missing: ECS is eventually consistent."""
+    doubt: float = 30.0
+    """How long a task that was there has to be missing, in three looks at least, until it counts as vanished."""
+    stuck_with_exit_code: float = 600.0
+    """How long a task may wind down after its own container has ended."""
+    stuck: float = 900.0
+    """How long a task that was told to end may tell nothing new."""
+
+    @classmethod
+    def quick(cls) -> Self:
+        """Return one for a platform that takes no time: a fake one."""
+        return cls(first=0.02, period=0.05, reads_per_second=100.0)
+
+
+class _Entry:
+    """What is known of one task."""
+
+    __slots__ = (
+        "arn",
+        "changed",
+        "container",
+        "due",
+        "error",
+        "errors",
+        "exited_at",
+        "known_from",
+        "looked_at",
+        "missing",
+        "missing_since",
+        "snapshot",
+        "stopping_since",
+        "version",
+        "waiting",
+    )
+
+    def __init__(self, arn: str, container: str, known_from: float, due: float) -> None:
+        self.arn = arn
+        self.container = container
+        self.known_from = known_from
+        """When it was launched, in the loop's seconds; it may be missing for a while from then on."""
+        self.due = due
+        self.snapshot: Snapshot | None = None
+        self.version = 0
+        self.looked_at = float("-inf")
+        self.waiting = 0
+        self.missing = 0
+        self.missing_since = 0.0
+        self.stopping_since: float | None = None
+        self.exited_at: float | None = None
+        self.error: BackendError | None = None
+        self.errors = 0
+        self.changed: anyio.Event | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.waiting > 0 and (self.snapshot is None or not self.snapshot.ended)
+
+    def tell(self) -> None:
+        if self.changed is not None:
+            self.changed.set()
+            self.changed = None
+
+    async def news(self) -> None:
+        if self.changed is None:
+            self.changed = anyio.Event()
+        await self.changed.wait()
+
+
+class Watch:
+    """Everything that is awaited in one cluster. `run` polls; `observe` waits for what it finds."""
+
+    def __init__(self, api: Api, cluster: str, *, utcnow: Callable[[], datetime], cadence: Cadence) -> None:
+        self._api = api
+        self._cluster = cluster
+        self._utcnow = utcnow
+        self._cadence = cadence
+        self._entries: dict[str, _Entry] = {}
+        self._wake = anyio.Event()
+
+    # ---- what others ask and tell ----------------------------------------------------------------------------------
+
+    async def observe(
+        self,
+        arn: str,
+        container: str,
+        *,
+        after: Snapshot | None,
+        submitted_at: float | None = None,
+        created_at: datetime | None = None,
+    ) -> Snapshot:
+        """
+        Return as soon as more is known of the task than *after*; see `Backend.observe`.
+
+        *submitted_at* is when this process launched it, *created_at* what a record says: a young task may be missing
+        for a while. An address that is no task of this cluster has vanished, and costs no call.
+
+        :raises BackendError: AWS could not be asked, for as long as its door has patience
+        """
+        if not self._is_ours(arn):
+            return _wire.missing(arn, seen_at=self._utcnow())
+        entry = self._entry(arn, container, submitted_at, created_at)
+        errors = entry.errors
+        entry.waiting += 1
+        try:
+            if after is None and not self._is_fresh(entry):
+                self._look_soon(entry)
+                looked_at = entry.looked_at
+                while entry.looked_at == looked_at and not _ended(entry):
+                    await entry.news()
+                    _raise_new(entry, errors)
+            while entry.snapshot is None or (entry.snapshot == after and not entry.snapshot.ended):
+                self._rouse()
+                await entry.news()
+                _raise_new(entry, errors)
+            await anyio.lowlevel.checkpoint()
+            return entry.snapshot
+        finally:
+            entry.waiting -= 1
+
+    def saw(self, task: Mapping[str, Any], source: str) -> None:
+        """Take in what a reply or an event tells of a task. Old news and mere outlines change nothing."""
+        arn = _wire.task_arn(task)
+        if not self._is_ours(arn):
+            return
+        entry = self._entry(
+            arn, _wire.own_container(task), anyio.current_time() if source == "run-task" else None, None
+        )
+        if _wire.is_stopped(task) and "containers" not in task:
+            entry.due = float("-inf")  # a replay for an old token: that it is over, and nothing else
+        elif entry.snapshot is None or _wire.version(task) > entry.version:
+            self._take(entry, task, source)
+        self._rouse()
+
+    def has_ended(self, arn: str) -> bool:
+        """Whether the end of a task has been seen."""
+        entry = self._entries.get(arn)
+        return entry is not None and _ended(entry)
+
+    def exited_at(self, arn: str) -> float | None:
+        """Return when the task's own container was first seen to be over, in the loop's seconds; None: not yet."""
+        entry = self._entries.get(arn)
+        return entry.exited_at if entry is not None else None
+
+    def forget(self, arn: str) -> None:
+        """Drop what is known of a task."""
+        self._entries.pop(arn, None)
+
+    def _is_ours(self, arn: str) -> bool:
+        # Short ARNs of before 2018 do not name their cluster.
+        cluster = arn.partition(":task/")[2].rpartition("/")[0]
+        return _wire.is_task_arn(arn) and cluster in {"", _wire.cluster_name(self._cluster)}
+
+    def _entry(self, arn: str, container: str, submitted_at: float | None, created_at: datetime | None) -> _Entry:
+        entry = self._entries.get(arn)
+        if entry is None:
+            now = anyio.current_time()
+            if submitted_at is not None:
+                known_from, due = submitted_at, submitted_at + self._cadence.first
+            elif created_at is not None:
+                known_from, due = now - max(0.0, (self._utcnow() - created_at).total_seconds()), now
+            else:
+                known_from, due = now - self._cadence.grace, now
+            entry = self._entries[arn] = _Entry(arn, container, known_from, due)
+        if not entry.container:
+            entry.container = container
+        return entry
+
+    def _is_fresh(self, entry: _Entry) -> bool:
+        if entry.snapshot is None:
+            return False
+        return entry.snapshot.ended or anyio.current_time() - entry.looked_at <= self._cadence.period
+
+    def _look_soon(self, entry: _Entry) -> None:
+        entry.due = min(entry.due, anyio.current_time())
+        self._rouse()
+
+    def _rouse(self) -> None:
+        self._wake.set()
+
+    # ---- the poller ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Look at what is awaited, for ever. Run by whoever owns the watch."""
+        while True:
+            now = anyio.current_time()
+            awaited = [entry for entry in self._entries.values() if entry.is_open]
+            first = min((entry.due for entry in awaited), default=float("inf"))
+            if first > now:
+                await self._until(first)
+                continue
+            period = self._period(len(awaited))
+            # A call that is made anyway takes along what is due soon.
+            batch = heapq.nsmallest(_BATCH, awaited, key=_due)
+            batch = [entry for entry in batch if entry.due <= now + period / 2]
+            for entry in batch:
+                entry.due = now + period
+            await self._look(batch)
+            await anyio.lowlevel.checkpoint()
+
+    def _period(self, awaited: int) -> float:
+        calls = -(-awaited // _BATCH)
+        return max(self._cadence.period, calls / self._cadence.reads_per_second)
+
+    async def _until(self, moment: float) -> None:
+        """Wait for a moment, or for somebody who cannot wait so long."""
+        self._wake = anyio.Event()
+        with anyio.CancelScope(deadline=moment):
+            await self._wake.wait()
+
+    async def _look(self, batch: Sequence[_Entry]) -> None:
+        arns = [entry.arn for entry in batch]
+        try:
+            reply = await self._api.call("ecs.DescribeTasks", cluster=self._cluster, tasks=arns)
+        except ApiError as exc:
+            if exc.trouble is Trouble.INVALID and len(batch) > 1:
+                # One address that ECS takes offence at must not blind us to the others.
+                await self._look(batch[: len(batch) // 2])
+                await self._look(batch[len(batch) // 2 :])
+                return
+            self._fail(batch, exc)
+            return
+        except BackendError as exc:
+            self._fail(batch, exc)
+            return
+        described = {_wire.task_arn(task): task for task in reply.get("tasks") or ()}
+        for entry in batch:
+            task = described.get(entry.arn)
+            if task is None:
+                self._miss(entry)
+                continue
+            entry.missing = 0
+            entry.looked_at = anyio.current_time()
+            if _wire.version(task) >= entry.version:
+                self._take(entry, task, "describe")
+            entry.tell()
+
+    def _fail(self, batch: Sequence[_Entry], exc: BackendError) -> None:
+        for entry in batch:
+            entry.error = exc
+            entry.errors += 1
+            entry.tell()
+
+    def _take(self, entry: _Entry, task: Mapping[str, Any], source: str) -> None:
+        seen_at, before = self._utcnow(), entry.snapshot
+        if before is not None and before.ended:
+            return
+        snapshot = _wire.snapshot(task, entry.container, source=source, seen_at=seen_at, before=before)
+        entry.version = _wire.version(task)
+        self._put(entry, self._bounded(entry, snapshot, seen_at))
+
+    def _put(self, entry: _Entry, snapshot: Snapshot) -> None:
+        entry.looked_at = anyio.current_time()
+        if entry.exited_at is None and (snapshot.ended or snapshot.exit_code is not None):
+            entry.exited_at = entry.looked_at
+        entry.snapshot = snapshot
+        entry.tell()
+
+    def _bounded(self, entry: _Entry, snapshot: Snapshot, seen_at: datetime) -> Snapshot:
+        """End what ECS leaves on its way out for too long: an answer that never comes must not be waited for."""
+        if snapshot.phase is not Phase.STOPPING:
+            return snapshot
+        now = anyio.current_time()
+        if entry.stopping_since is None:
+            entry.stopping_since = now
+        lasted = now - entry.stopping_since
+        known = snapshot.exit_code is not None
+        if lasted < (self._cadence.stuck_with_exit_code if known else self._cadence.stuck):
+            return snapshot
+        said = f"ECS has left it in its way out for {lasted:.0f} s"
+        cause = (snapshot.cause or Cause.EXITED) if known else Cause.UNRECOGNISED
+        evidence = f"{said}; the job's own container has ended" if known else said
+        return attrs.evolve(
+            snapshot,
+            phase=Phase.ENDED,
+            cause=cause,
+            reason=snapshot.reason or said,
+            ended_at=snapshot.ended_at or seen_at,
+            proof=Proof(source="describe", seen_at=seen_at, evidence=evidence),
+        )
+
+    def _miss(self, entry: _Entry) -> None:
+        now = anyio.current_time()
+        entry.missing += 1
+        if entry.missing == 1:
+            entry.missing_since = now
+        young = now - entry.known_from < self._cadence.grace
+        doubtful = entry.missing < 3 or now - entry.missing_since < self._cadence.doubt
+        if young or doubtful:
+            # Three looks are due within the time of doubt.
+            pause = min(2.0**entry.missing, 30.0) if young else self._cadence.doubt / 2
+            entry.due = now + max(pause * min(1.0, self._cadence.period / 2), 0.0)
+            if entry.snapshot is None and young:
+                entry.snapshot = Snapshot(phase=Phase.PENDING)
+            entry.looked_at = now
+            entry.tell()
+            return
+        self._put(entry, _wire.missing(entry.arn, seen_at=self._utcnow(), last=entry.snapshot))
+
+
+def _due(entry: _Entry) -> float:
+    return entry.due
+
+
+def _ended(entry: _Entry) -> bool:
+    return entry.snapshot is not None and entry.snapshot.ended
+
+
+def _raise_new(entry: _Entry, errors: int) -> None:
+    if entry.errors != errors and entry.error is not None and not _ended(entry):
+        raise entry.error
