@@ -210,22 +210,18 @@ async def test_with_an_init_process_sigterm_ends_it(account: Account) -> None:
 
 
 async def test_each_container_has_its_own_stop_timeout(account: Account) -> None:
-    deaf = f"trap '' TERM; {LOOP}"
-    arn = await account.launch(
-        container(deaf, stopTimeout=2), container(deaf, name="side", essential=False, stopTimeout=4)
-    )
+    slow = container(f"trap 'sleep 4; exit 6' TERM; echo up; {LOOP}", name="slow", essential=False, stopTimeout=60)
+    arn = await account.launch(container(f"trap '' TERM; {LOOP}", stopTimeout=2), slow)
     await account.until(arn, "RUNNING")
-
-    await account.ecs.stop_task(task=arn)
-    ended: dict[str, float] = {}
-    while len(ended) < 2:
-        for each in (await account.described(arn))["containers"]:
-            if each["lastStatus"] == "STOPPED":
-                ended.setdefault(each["name"], time.monotonic())
+    while await account.lines(arn, "slow") != ["up"]:
         await anyio.sleep(0.05)
 
-    assert ended["side"] - ended["main"] > 1
-    assert exits(await account.until(arn, "STOPPED")) == {"main": 137, "side": 137}
+    await account.ecs.stop_task(task=arn)
+    task = await account.until(arn, "STOPPED")
+    [truth] = account.aws.world.truth()
+
+    assert exits(task) == {"main": 137, "slow": 6}
+    assert (truth.containers["main"].ended_at or 0) < (truth.containers["slow"].ended_at or 0)
 
 
 async def test_a_stop_may_come_at_any_moment_of_the_start(account: Account) -> None:
@@ -272,12 +268,18 @@ async def test_a_sidecar_may_wait_for_the_main_container(account: Account) -> No
     check = {"command": ["CMD-SHELL", "test -e /tmp/ready"], "interval": 5, "timeout": 2, "retries": 1}
     main = container(f"touch /tmp/ready; {LOOP}", stopTimeout=2, healthCheck=check | {"startPeriod": 5})
     waits = [{"containerName": "main", "condition": "HEALTHY"}]
-    side = container("echo side; exit 0", name="side", essential=True, dependsOn=waits)
+    arn = await account.launch(main, container("echo side", name="side", essential=False, dependsOn=waits))
 
-    task, arn = await account.run(main, side)
+    while exits(await account.described(arn))["side"] is None:
+        await anyio.sleep(0.1)
+    await account.ecs.stop_task(task=arn)
+    task = await account.until(arn, "STOPPED")
+    [truth] = account.aws.world.truth()
+    started = {name: each.started_at or 0 for name, each in truth.containers.items()}
 
-    assert exits(task)["side"] == 0
+    assert exits(task) == {"main": 137, "side": 0}
     assert await account.lines(arn, "side") == ["side"]
+    assert started["side"] - started["main"] > 3  # the first look at its health comes after 5 s
 
 
 async def test_a_dependency_that_fails_is_a_task_that_did_not_start(account: Account) -> None:
@@ -444,10 +446,10 @@ async def test_lines_arrive_while_the_task_runs(account: Account) -> None:
 
 
 async def test_many_lines_all_arrive_in_their_order(account: Account) -> None:
-    _, arn = await account.run(container("seq 20000"))
+    _, arn = await account.run(container("seq 100123"))
     written = [text for truth in account.aws.world.truth() for text in truth.containers["main"].lines]
 
-    assert written == [str(number) for number in range(1, 20001)]
+    assert written == [str(number) for number in range(1, 100_124)]
     assert account.aws.logs.messages("/jobs", f"fr/main/{arn.rpartition('/')[2]}") == written
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -34,7 +35,7 @@ class Session:
     region_name: str | None = "eu-west-1"
 
     def __init__(self, *answers: Answer) -> None:
-        self._answers = list(answers) or [{}]
+        self.answers: list[Any] = list(answers) or [{}]
         self.requests: list[dict[str, Any]] = []
         self.times: list[float] = []
         self.made: list[str] = []
@@ -59,11 +60,11 @@ class Session:
     async def answer(self, request: dict[str, Any]) -> Any:
         self.requests.append(request)
         self.times.append(anyio.current_time())
-        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         await anyio.lowlevel.checkpoint()
         if callable(answer):
             answer = answer(**request)
-            if hasattr(answer, "__await__"):
+            if inspect.isawaitable(answer):
                 answer = await answer
         if isinstance(answer, Exception):
             raise answer

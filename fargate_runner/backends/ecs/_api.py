@@ -109,6 +109,7 @@ _BY_CODE: Final[Mapping[str, Trouble]] = {
         ),
         Trouble.DENIED,
     ),
+    "NotImplemented": Trouble.INVALID,  # 501, and still so at the next try
     "ConflictException": Trouble.CONFLICT,
     "BucketAlreadyOwnedByYou": Trouble.CONFLICT,
 }
@@ -507,8 +508,7 @@ def _lean_loader(data_path: str | None) -> Any:
     """
     Return a loader of botocore's data that does not look through what we never need.
 
-    The first client of a session reads 1.2 MB of endpoints that are only for services without endpoint rules, and looks
-    into four hundred folders for the names of all services.
+    The first client of a session looks into four hundred folders for the names of all services.
     """
     from botocore.loaders import Loader, create_loader
 
@@ -527,11 +527,6 @@ def _lean_loader(data_path: str | None) -> Any:
         def list_available_services(self, type_name: str) -> Any:
             return [self._wanted] if self._wanted in _PRELOADED else super().list_available_services(type_name)
 
-        def load_data_with_path(self, name: str) -> Any:
-            if name == "endpoints":
-                return {"version": 3, "partitions": []}, f"{self.BUILTIN_DATA_PATH}/{name}"
-            return super().load_data_with_path(name)
-
     loader = LeanLoader()
     loader.search_paths[:] = stock.search_paths
     return loader
@@ -541,7 +536,8 @@ def _preload(loader: Any, service: str) -> None:
     with _no_gc():
         for kind in ("service-2", "endpoint-rule-set-1"):
             loader.load_service_model(service, kind, api_version=None)
-        loader.load_data("partitions")
+        for name in ("endpoints", "partitions", "_retry"):  # a megabyte, which clients would read on the event loop
+            loader.load_data(name)
 
 
 @contextmanager
@@ -1090,7 +1086,17 @@ def _translated(exc: Exception, operation: str, *, worked: bool = False) -> Exce
             code = type(exc).__name__.lstrip("_")
             in_doubt = name in _LOST and not _is_unsent(exc)
             return ApiError(operation, code, said or code, trouble=Trouble.TRANSIENT, in_doubt=in_doubt)
+    if _broke_a_parser(exc):
+        return ApiError(operation, "ResponseParserError", said, trouble=Trouble.TRANSIENT, in_doubt=True)
     return exc
+
+
+def _broke_a_parser(exc: Exception) -> bool:
+    """Whether botocore stumbled over an answer: its parsers take for granted that JSON is an object."""
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__") in {"botocore.parsers", "aiobotocore.parsers"}
 
 
 def _is_unsent(exc: Exception) -> bool:

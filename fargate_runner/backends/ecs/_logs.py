@@ -26,6 +26,12 @@ _STREAMS_PER_CALL: Final = 100
 """What FilterLogEvents takes (CloudWatch Logs API Reference)."""
 _CUT: Final = 262_118
 """Bytes after which the awslogs driver begins another event (moby, awslogs driver): such a line goes on."""
+_REREAD: Final = 1_000
+"""Lines that may be read again for the sake of one call less."""
+_LONGEST_ABSENCE: Final = 30.0
+"""Seconds until a stream that was not there is asked for again."""
+_LONG_OVER: Final = 120.0
+"""Seconds after which the end of the containers says more than that of the task."""
 
 
 @attrs.frozen(kw_only=True)
@@ -36,90 +42,190 @@ class LogCadence:
     """Between two looks."""
     drain: float = 15.0
     """From the end of a container until its last line is surely there: the driver flushes, CloudWatch takes it in."""
+    settled: float = 11.0
+    """The same, from when the whole task is known to be over: some lines are that late."""
     overlap: float = 10.0
     """How much later than the next event of its stream one may be taken in without being missed."""
     horizon: float = 120.0
     """How far a silent stream is looked back into."""
     few: int = 10
     """Streams that are read one by one."""
-    buffered: int = 20_000
-    """Lines kept for a slow reader, until its stream is left out."""
+    buffered: int = 10_000
+    """Lines kept for a slow reader, until its stream is left out; a twentieth of it if there are many of those."""
 
     @classmethod
     def quick(cls) -> Self:
         """Return one for a platform that takes no time: a fake one."""
-        return cls(period=0.05, drain=0.3, overlap=2.0)
+        return cls(period=0.05, drain=0.3, settled=0.2, overlap=2.0)
 
 
 class _Joined:
-    """Puts lines together that the driver cut."""
+    """Makes lines of a stream's events, and puts together what the driver cut."""
 
-    __slots__ = ("_attempt", "_container", "_parts")
+    __slots__ = ("_attempt", "_container", "_part_at", "_parts")
 
     def __init__(self, container: str, attempt: int) -> None:
         self._container = container
         self._attempt = attempt
         self._parts: list[str] = []
+        self._part_at = 0
 
-    def line(self, event: Mapping[str, Any]) -> LogLine | None:
-        """Return the line that *event* completes."""
-        text: str = event["message"]
-        if len(text) >= _CUT // 4 and len(text.encode()) == _CUT:
-            self._parts.append(text)
-            return None
-        if self._parts:
-            text = "".join([*self._parts, text])
-            self._parts.clear()
-        return LogLine(
-            text=text.removesuffix("\n"),
-            container=self._container,
-            at=datetime.fromtimestamp(event["timestamp"] / 1000, UTC),
-            attempt=self._attempt,
-        )
+    def lines(self, events: Iterable[Mapping[str, Any]]) -> list[LogLine]:
+        """Return the lines that *events* complete."""
+        # The innermost loop of all: whatever is done here is done for every line.
+        made: list[LogLine] = []
+        add, container, attempt, parts = made.append, self._container, self._attempt, self._parts
+        last, moment = -1, None
+        for event in events:
+            text: str = event["message"]
+            at: int = event["timestamp"]
+            if parts or len(text) >= _SHORTEST_CUT:
+                made += self._long(text, at)
+                continue
+            if at != last:
+                last, moment = at, datetime.fromtimestamp(at / 1000, UTC)
+            add(LogLine(text=text.removesuffix("\n"), container=container, at=moment, attempt=attempt))
+        return made
 
-    def rest(self) -> LogLine | None:
+    def rest(self) -> list[LogLine]:
         """Return what was cut and never went on."""
         if not self._parts:
-            return None
+            return []
         text = "".join(self._parts)
         self._parts.clear()
-        return LogLine(text=text, container=self._container, attempt=self._attempt)
+        at = datetime.fromtimestamp(self._part_at / 1000, UTC)
+        return [LogLine(text=text.removesuffix("\n"), container=self._container, at=at, attempt=self._attempt)]
+
+    def _long(self, text: str, at: int) -> list[LogLine]:
+        # All parts of a line bear the same moment. The driver does not cut inside a character, so that a part may be
+        # up to three bytes short; then the next one begins with what did not fit.
+        before: list[LogLine] = []
+        if self._parts:
+            room = _CUT - len(self._parts[-1].encode())
+            if at != self._part_at or len(text[:1].encode()) <= room:
+                before = self.rest()
+        self._parts.append(text)
+        self._part_at = at
+        return before if _CUT - 3 <= len(text.encode()) <= _CUT else before + self.rest()
+
+
+_SHORTEST_CUT: Final = (_CUT - 3) // 4
+"""Characters of the shortest part of a line that was cut."""
 
 
 class _Cursor:
     """Where a reader stands in a stream that is read alone."""
 
-    __slots__ = ("joined", "stream", "token")
+    __slots__ = ("joined", "last", "same", "skip", "stream", "token")
 
     def __init__(self, stream: str, joined: _Joined) -> None:
         self.stream = stream
         self.joined = joined
         self.token: str | None = None
+        self.last = 0
+        """The moment of the last event, in milliseconds."""
+        self.same = 0
+        """How many events of that moment were read."""
+        self.skip = 0
+        """How many of them are shown again."""
+
+    def lines(self, events: Sequence[Mapping[str, Any]]) -> list[LogLine]:
+        """Return the lines of a page, and go on behind it."""
+        if self.skip:
+            again = [event for event in events[: self.skip] if event["timestamp"] == self.last]
+            self.skip -= len(again)
+            events = events[len(again) :]
+            if events:
+                self.skip = 0
+        if events:
+            last: int = events[-1]["timestamp"]
+            if last != self.last:
+                self.last, self.same = last, 0
+            for event in reversed(events):
+                if event["timestamp"] != last:
+                    break
+                self.same += 1
+        return self.joined.lines(events)
+
+    def lose_token(self) -> None:
+        """Go on from the moment of the last event: CloudWatch's tokens live for a day."""
+        self.token, self.skip = None, self.same
+
+
+class _End:
+    """What is known of the end of what is followed; `LogReader.run` waits for it."""
+
+    __slots__ = ("_changed", "ask", "at", "error", "returned_at", "scope")
+
+    def __init__(self, ask: Callable[[], Awaitable[float]]) -> None:
+        self.ask = ask
+        self.at: float | None = None
+        """When the containers were first known to be over, in the loop's seconds."""
+        self.returned_at = 0.0
+        self.error: Exception | None = None
+        self.scope = anyio.CancelScope()
+        self._changed = anyio.Event()
+
+    async def wait(self) -> None:
+        """Wait for it. What goes wrong is for the reader, not for whoever runs this."""
+        with self.scope:
+            try:
+                self.at = await self.ask()
+                self.returned_at = anyio.current_time()
+            except Exception as exc:  # noqa: BLE001 (raised where the lines are read)
+                self.error = exc
+            self.tell()
+
+    def tell(self) -> None:
+        """Wake the reader."""
+        self._changed.set()
+
+    async def news(self, deadline: float) -> None:
+        """Wait until there is any, or until *deadline*."""
+        with anyio.CancelScope(deadline=deadline):
+            await self._changed.wait()
+        self._changed = anyio.Event()
+
+    def check(self) -> None:
+        """Raise what went wrong."""
+        if self.error is not None:
+            raise self.error
+
+    def read_until(self, cadence: LogCadence) -> float:
+        """Return when the last line has had time to come."""
+        if self.at is None:
+            return float("inf")
+        return max(self.at + cadence.drain, min(self.returned_at, self.at + _LONG_OVER) + cadence.settled)
 
 
 class _Tail:
     """Where a reader stands in a stream that is read with others."""
 
     __slots__ = (
+        "absences",
         "absent_until",
+        "asking",
         "behind",
         "buffer",
         "cut",
+        "end",
         "error",
         "frontier",
         "group",
         "joined",
+        "known",
+        "left",
         "paused",
         "seen",
         "stream",
         "swept_from",
-        "wake",
     )
 
-    def __init__(self, group: str, stream: str, joined: _Joined) -> None:
+    def __init__(self, group: str, stream: str, joined: _Joined, end: _End) -> None:
         self.group = group
         self.stream = stream
         self.joined = joined
+        self.end = end
         self.buffer: deque[LogLine] = deque()
         self.seen: dict[str, int] = {}
         """Moment by event id, of what may be shown again."""
@@ -128,16 +234,18 @@ class _Tail:
         self.frontier = 0
         self.swept_from = float("-inf")
         """When the last sweep that took it along began."""
+        self.known = False
+        """The stream was there when it was asked for."""
+        self.absences = 0
         self.absent_until = float("-inf")
+        self.asking = False
+        """A sweep that takes it along is under way."""
         self.paused = False
         self.behind = False
         """It was left out of a sweep: what it has not been shown yet may be as old as it likes."""
+        self.left = False
+        """Its reader has gone."""
         self.error: BackendError | LogsUnavailable | None = None
-        self.wake: Callable[[], None] | None = None
-
-    def tell(self) -> None:
-        if self.wake is not None:
-            self.wake()
 
 
 class LogReader:
@@ -151,7 +259,10 @@ class LogReader:
         self._tails: list[_Tail] = []
         self._newest: dict[str, int] = {}
         """The newest event that was seen of a log group, in milliseconds: how far CloudWatch has come."""
+        self._buffered = 0
         self._wake = anyio.Event()
+        self._ends: list[_End] = []
+        """Those that nobody waits for yet."""
 
     # ---- reading ---------------------------------------------------------------------------------------------------
 
@@ -167,6 +278,8 @@ class LogReader:
         :raises LogsUnavailable: the group is gone, or may not be read
         :raises BackendError: AWS could not be asked
         """
+        if tail == 0:
+            return
         if over_at is not None:
             await anyio.sleep_until(over_at + self._cadence.drain)
         if tail is not None:
@@ -180,8 +293,8 @@ class LogReader:
                 lines, more = await self._page(group, cursor)
                 for line in lines:
                     yield line
-            if (rest := cursor.joined.rest()) is not None:
-                yield rest
+            for line in cursor.joined.rest():
+                yield line
 
     async def follow(
         self,
@@ -197,39 +310,37 @@ class LogReader:
         Yield what is there and what comes, until *ended* has returned and the last line has had time to come.
 
         *started* returns when the containers run: before, there is no stream. *ended* returns when they were first
-        known to be over, in the loop's seconds; it may be cancelled and called again.
+        known to be over, in the loop's seconds.
 
         :raises LogsUnavailable: the group is gone, or may not be read
         :raises BackendError: AWS could not be asked
         """
         self._followed += len(streams)
+        end = _End(ended)
         try:
             await started()
+            self._ends.append(end)
+            self._wake.set()
             if self._followed <= self._cadence.few or tail is not None:
-                reading = self._follow_alone(group, streams, tail, attempt, ended)
+                reading = self._follow_alone(group, streams, tail, attempt, end)
             else:
-                reading = self._follow_together(group, streams, attempt, ended)
+                reading = self._follow_together(group, streams, attempt, end)
             async with aclosing(reading):
                 async for line in reading:
                     yield line
         finally:
+            end.scope.cancel()
             self._followed -= len(streams)
 
     # ---- one by one ------------------------------------------------------------------------------------------------
 
     async def _follow_alone(
-        self,
-        group: str,
-        streams: Mapping[str, str],
-        tail: int | None,
-        attempt: int,
-        ended: Callable[[], Awaitable[float]],
+        self, group: str, streams: Mapping[str, str], tail: int | None, attempt: int, end: _End
     ) -> AsyncGenerator[LogLine]:
         cursors = [_Cursor(stream, _Joined(container, attempt)) for stream, container in streams.items()]
         if tail is not None:
             for line in await self._last(group, streams, tail, attempt, cursors):
                 yield line
-        over_at: float | None = None
         while True:
             asked_at = anyio.current_time()
             pending = list(cursors)
@@ -240,26 +351,21 @@ class LogReader:
                     yield line
                 if more:
                     pending.append(cursor)
-            if over_at is not None and asked_at >= over_at + self._cadence.drain:
+            end.check()
+            until = end.read_until(self._cadence)
+            if asked_at >= until:
                 break
-            over_at = await self._pause(over_at, ended)
+            now = anyio.current_time()
+            await end.news(max(now, min(now + self._cadence.period, until)))
         for cursor in cursors:
-            if (rest := cursor.joined.rest()) is not None:
-                yield rest
-
-    async def _pause(self, over_at: float | None, ended: Callable[[], Awaitable[float]]) -> float | None:
-        """Wait until the next look, or until the end is known."""
-        now = anyio.current_time()
-        if over_at is not None:
-            await anyio.sleep_until(max(now, min(now + self._cadence.period, over_at + self._cadence.drain)))
-            return over_at
-        with anyio.CancelScope(deadline=now + self._cadence.period):
-            return await ended()
-        return None
+            for line in cursor.joined.rest():
+                yield line
 
     async def _page(self, group: str, cursor: _Cursor) -> tuple[list[LogLine], bool]:
         """Return the next lines of a stream, and whether there may be more at once."""
         where: dict[str, Any] = {} if cursor.token is None else {"nextToken": cursor.token}
+        if cursor.token is None and cursor.last:
+            where["startTime"] = cursor.last
         try:
             reply = await self._api.call(
                 "logs.GetLogEvents", logGroupName=group, logStreamName=cursor.stream, startFromHead=True, **where
@@ -267,12 +373,15 @@ class LogReader:
         except ApiError as exc:
             if _is_no_stream(exc):
                 return [], False
+            if exc.trouble is Trouble.INVALID and cursor.token is not None:
+                cursor.lose_token()
+                return [], True
             raise _unreadable(group, exc) from exc
         # Empty and short pages are not the end; the token that was sent is (CloudWatch Logs API Reference).
         token = reply.get("nextForwardToken")
         more = token != cursor.token and token is not None
         cursor.token = token or cursor.token
-        return _lines(cursor.joined, reply.get("events", ())), more
+        return cursor.lines(reply.get("events") or ()), more
 
     async def _last(
         self,
@@ -283,26 +392,23 @@ class LogReader:
         cursors: Sequence[_Cursor] = (),
     ) -> list[LogLine]:
         """Return the last lines of all streams in order of their time; leave *cursors* behind them."""
-        if tail == 0 and not cursors:
-            return []
         found: list[LogLine] = []
         by_stream = {cursor.stream: cursor for cursor in cursors}
         for stream, container in streams.items():
-            events, forward = await self._last_events(group, stream, tail)
+            lines, forward = await self._last_of(group, stream, tail, _Joined(container, attempt))
+            found += lines
             if stream in by_stream:
                 by_stream[stream].token = forward
-            joined = _Joined(container, attempt)
-            found += _lines(joined, events)
-            if (rest := joined.rest()) is not None:
-                found.append(rest)
         if len(streams) > 1:
             found.sort(key=_at)
-        return found[len(found) - min(tail, len(found)) :]
+        return found[max(0, len(found) - tail) :]
 
-    async def _last_events(self, group: str, stream: str, tail: int) -> tuple[list[Mapping[str, Any]], str | None]:
+    async def _last_of(self, group: str, stream: str, tail: int, joined: _Joined) -> tuple[list[LogLine], str | None]:
+        """Return at least the last *tail* lines of a stream, and the token of what comes after them."""
         events: list[Mapping[str, Any]] = []
         forward: str | None = None
-        where: dict[str, Any] = {"limit": min(10_000, max(tail, 1))}
+        # One more: the first of them may be the end of a line that was cut.
+        where: dict[str, Any] = {"limit": min(10_000, tail + 1)}
         while True:
             try:
                 reply = await self._api.call(
@@ -313,25 +419,28 @@ class LogReader:
                     return [], None
                 raise _unreadable(group, exc) from exc
             forward = forward or reply.get("nextForwardToken")
-            events[:0] = reply.get("events", ())
+            events[:0] = reply.get("events") or ()
             token = reply.get("nextBackwardToken")
-            if len(events) >= tail or token is None or token == where.get("nextToken"):
-                return events, forward
+            done = token is None or token == where.get("nextToken") or tail == 0
+            if done or len(events) > tail:
+                lines = joined.lines(events) + joined.rest()
+                if done or len(lines) > tail:
+                    return lines[max(0, len(lines) - tail) :], forward
             where["nextToken"] = token
 
     # ---- together --------------------------------------------------------------------------------------------------
 
     async def _follow_together(
-        self, group: str, streams: Mapping[str, str], attempt: int, ended: Callable[[], Awaitable[float]]
+        self, group: str, streams: Mapping[str, str], attempt: int, end: _End
     ) -> AsyncGenerator[LogLine]:
-        tails = [_Tail(group, stream, _Joined(container, attempt)) for stream, container in streams.items()]
+        tails = [_Tail(group, stream, _Joined(container, attempt), end) for stream, container in streams.items()]
         self._tails += tails
         self._wake.set()
-        over_at: float | None = None
         try:
             while True:
                 for tail in tails:
                     while tail.buffer:
+                        self._buffered -= 1
                         yield tail.buffer.popleft()
                     if tail.paused:
                         tail.paused = False
@@ -339,160 +448,177 @@ class LogReader:
                 for tail in tails:
                     if tail.error is not None:
                         raise tail.error
-                if over_at is not None and all(tail.swept_from >= over_at + self._cadence.drain for tail in tails):
+                end.check()
+                until = end.read_until(self._cadence)
+                if all(tail.swept_from >= until and not tail.buffer for tail in tails):
                     break
-                over_at = await self._news(tails, over_at, ended)
+                if not any(tail.buffer for tail in tails):
+                    await end.news(float("inf"))
             for tail in tails:
-                if (rest := tail.joined.rest()) is not None:
-                    yield rest
+                for line in tail.joined.rest():
+                    yield line
         finally:
             for tail in tails:
+                self._buffered -= len(tail.buffer)
+                tail.buffer.clear()
+                tail.left = True
                 self._tails.remove(tail)
 
-    async def _news(
-        self, tails: Sequence[_Tail], over_at: float | None, ended: Callable[[], Awaitable[float]]
-    ) -> float | None:
-        """Wait until one of *tails* has news, or the end is known."""
-        if any(tail.buffer or tail.error for tail in tails):
-            return over_at
-        with anyio.CancelScope() as scope:
-            for tail in tails:
-                tail.wake = scope.cancel
-            try:
-                if over_at is None:
-                    over_at = await ended()
-                else:
-                    await anyio.sleep_forever()
-            finally:
-                for tail in tails:
-                    tail.wake = None
-        return over_at
-
     async def run(self) -> None:
-        """Sweep the streams that are followed together, for ever. Run by whoever owns the reader."""
-        while True:
-            if not any(not tail.paused for tail in self._tails):
-                self._wake = anyio.Event()
+        """Sweep what is followed together, and wait for the ends of all. Run by whoever owns the reader."""
+        async with anyio.create_task_group() as tasks:
+            while True:
+                now = anyio.current_time()
+                while self._ends:
+                    tasks.start_soon(self._ends.pop().wait)
+                for group in {tail.group for tail in self._tails}:
+                    # A sweep that hangs, or has a long way to go, must not keep the others from theirs.
+                    for chunk in self._chunks(group, now):
+                        for tail in chunk:
+                            tail.asking = True
+                        tasks.start_soon(self._sweep_once, group, chunk, now)
+                await self._rest(now + self._cadence.period)
+
+    async def _rest(self, until: float) -> None:
+        """Wait for the next sweep; until then, for the ends that somebody wants to know of."""
+        while not self._ends and (not self._tails or anyio.current_time() < until):
+            self._wake = anyio.Event()
+            with anyio.CancelScope(deadline=until if self._tails else float("inf")):
                 await self._wake.wait()
-            begun = anyio.current_time()
-            for group in {tail.group for tail in self._tails}:
-                for chunk in self._chunks(group, begun):
-                    await self._sweep(group, chunk, begun)
-            await anyio.sleep_until(max(begun + self._cadence.period, anyio.current_time()))
 
     def _chunks(self, group: str, now: float) -> Iterable[list[_Tail]]:
-        """Divide the streams of a group so that those of one call stand at about the same place."""
-        horizon = int(self._cadence.horizon * 1000)
-        open_tails: list[_Tail] = []
-        for tail in self._tails:
-            if tail.group != group or tail.paused:
-                continue
-            if tail.absent_until > now:
-                tail.swept_from = now  # it had nothing to tell a moment ago
-                tail.tell()
-                continue
-            # Of a stream that was silent for so long, nothing older is still to come.
-            if tail.swept_from > float("-inf") and not tail.behind:
-                tail.cut = max(tail.cut, self._newest.get(group, 0) - horizon)
-            open_tails.append(tail)
-        open_tails.sort(key=_cut)
+        """Divide the streams of a group so that few lines are read again, with few calls."""
+        ready = [
+            tail
+            for tail in self._tails
+            if tail.group == group and not tail.paused and not tail.asking and self._is_due(tail, now)
+        ]
+        # One unknown name refuses a whole call: those that were never there do not share one with those that were.
+        ready.sort(key=_place)
+        span = self._cadence.overlap * 1000
         chunk: list[_Tail] = []
-        for tail in open_tails:
-            if len(chunk) == _STREAMS_PER_CALL or (chunk and tail.cut - chunk[0].cut > 2 * horizon and chunk[0].cut):
-                yield chunk
-                chunk = []
+        again = 0.0
+        for tail in ready:
+            if chunk:
+                again += len(tail.seen) * (tail.cut - chunk[0].cut) / span
+                if len(chunk) == _STREAMS_PER_CALL or again > _REREAD or tail.known != chunk[0].known:
+                    yield chunk
+                    chunk, again = [], 0.0
             chunk.append(tail)
         if chunk:
             yield chunk
+
+    def _is_due(self, tail: _Tail, now: float) -> bool:
+        return tail.absent_until <= now or tail.end.read_until(self._cadence) <= now
+
+    async def _sweep_once(self, group: str, chunk: Sequence[_Tail], begun: float) -> None:
+        try:
+            await self._sweep(group, chunk, begun)
+        finally:
+            for tail in chunk:
+                tail.asking = False
 
     async def _sweep(self, group: str, chunk: Sequence[_Tail], begun: float) -> None:
         by_name: dict[str, list[_Tail]] = {}
         for tail in chunk:
             by_name.setdefault(tail.stream, []).append(tail)
-        names = list(by_name)
-        start = min(tail.cut for tail in chunk)
-        for tail in chunk:
             tail.behind = False
-        where: dict[str, Any] = {}
-        before: str | None = None
+        # Of a stream that is silent now, nothing older than that is still to come: how far others have come tells.
+        floor = self._newest.get(group, 0) - int(self._cadence.horizon * 1000)
+        request = {
+            "logGroupName": group,
+            "logStreamNames": list(by_name),
+            "startTime": min(tail.cut for tail in chunk),
+        }
         while True:
             try:
-                reply = await self._api.call(
-                    "logs.FilterLogEvents", logGroupName=group, logStreamNames=names, startTime=start, **where
-                )
+                reply = await self._api.call("logs.FilterLogEvents", **request)
             except ApiError as exc:
+                if exc.trouble is Trouble.INVALID and "nextToken" in request:
+                    return  # it has become too old; the next sweep begins again
                 await self._not_swept(group, chunk, begun, exc)
                 return
             except BackendError as exc:
                 self._fail(chunk, exc)
                 return
-            events = reply.get("events", ())
-            self._deliver(group, events, by_name)
+            self._deliver(group, reply.get("events") or (), by_name)
             token = reply.get("nextToken")
-            if not token or (token == before and not events):
+            if not token or token == request.get("nextToken") or all(tail.behind or tail.left for tail in chunk):
                 break
-            where, before = {"nextToken": token}, token
+            request["nextToken"] = token
         for tail in chunk:
+            tail.known, tail.absences = True, 0
+            self._settle(tail, 0 if tail.behind else floor)
             if not tail.behind:
-                self._settle(tail)
                 tail.swept_from = begun
-            tail.tell()
+            tail.end.tell()
 
     async def _not_swept(self, group: str, chunk: Sequence[_Tail], begun: float, exc: ApiError) -> None:
-        if _is_no_stream(exc):
-            if len(chunk) == 1:
-                # The container has not started, or never will. It is asked for again, less often.
-                (tail,) = chunk
-                tail.absent_until = begun + 2.5 * self._cadence.period
-                tail.swept_from = begun
-                tail.tell()
-                return
+        if not _is_no_stream(exc):
+            self._fail(chunk, _unreadable(group, exc))
+            return
+        if len({tail.stream for tail in chunk}) > 1:
             # One unknown name refuses the whole call.
             await self._sweep(group, chunk[: len(chunk) // 2], begun)
             await self._sweep(group, chunk[len(chunk) // 2 :], begun)
             return
-        self._fail(chunk, _unreadable(group, exc))
+        for tail in chunk:
+            # The container has not started, or never will. It is asked for again, ever less often.
+            tail.known = False
+            tail.absences += 1
+            tail.absent_until = begun + min(self._cadence.period * 2.0 ** min(tail.absences, 16), _LONGEST_ABSENCE)
+            tail.swept_from = begun
+            tail.end.tell()
 
     def _fail(self, chunk: Sequence[_Tail], error: BackendError | LogsUnavailable) -> None:
         for tail in chunk:
             tail.error = error
-            tail.tell()
+            tail.end.tell()
 
     def _deliver(self, group: str, events: Iterable[Mapping[str, Any]], by_name: Mapping[str, Sequence[_Tail]]) -> None:
-        newest = self._newest.get(group, 0)
-        most = self._cadence.buffered
+        by_stream: dict[str, list[Mapping[str, Any]]] = {}
         for event in events:
-            at: int = event["timestamp"]
-            newest = max(newest, at)
-            for tail in by_name.get(event["logStreamName"], ()):
-                if tail.behind or at < tail.cut or event["eventId"] in tail.seen:
-                    continue
-                if len(tail.buffer) >= most:
-                    tail.paused = tail.behind = True  # it goes on from here once its reader has caught up
-                    self._settle(tail)
-                    tail.tell()
-                    continue
-                tail.seen[event["eventId"]] = at
-                tail.frontier = max(tail.frontier, at)
-                if (line := tail.joined.line(event)) is not None:
-                    tail.buffer.append(line)
+            name = event["logStreamName"]
+            if name in by_stream:
+                by_stream[name].append(event)
+            else:
+                by_stream[name] = [event]
+        newest = self._newest.get(group, 0)
+        for name, shown in by_stream.items():
+            newest = max(newest, shown[-1]["timestamp"])
+            for tail in by_name.get(name, ()):
+                if not (tail.behind or tail.left):
+                    self._take(tail, shown)
         self._newest[group] = newest
 
-    def _settle(self, tail: _Tail) -> None:
-        """Forget what cannot come again."""
-        cut = tail.frontier - int(self._cadence.overlap * 1000)
-        if cut <= tail.cut:
+    def _take(self, tail: _Tail, shown: Iterable[Mapping[str, Any]]) -> None:
+        seen, cut = tail.seen, tail.cut
+        fresh = [event for event in shown if event["eventId"] not in seen and event["timestamp"] >= cut]
+        if not fresh:
             return
-        tail.cut = cut
-        tail.seen = {event: at for event, at in tail.seen.items() if at >= cut}
+        most = self._cadence.buffered if self._buffered < 20 * self._cadence.buffered else self._cadence.buffered // 20
+        room = max(0, most - len(tail.buffer))
+        if len(fresh) > room:
+            del fresh[room:]
+            tail.paused = tail.behind = True  # it goes on from here once its reader has caught up
+        seen.update((event["eventId"], event["timestamp"]) for event in fresh)
+        if fresh:
+            tail.frontier = max(tail.frontier, fresh[-1]["timestamp"])
+        lines = tail.joined.lines(fresh)
+        tail.buffer.extend(lines)
+        self._buffered += len(lines)
+        tail.end.tell()
+
+    def _settle(self, tail: _Tail, floor: int) -> None:
+        """Forget what cannot come again."""
+        cut = max(tail.frontier - int(self._cadence.overlap * 1000), floor)
+        if cut > tail.cut:
+            tail.cut = cut
+            tail.seen = {event: at for event, at in tail.seen.items() if at >= cut}
 
 
-def _lines(joined: _Joined, events: Iterable[Mapping[str, Any]]) -> list[LogLine]:
-    return [line for event in events if (line := joined.line(event)) is not None]
-
-
-def _cut(tail: _Tail) -> int:
-    return tail.cut
+def _place(tail: _Tail) -> tuple[bool, int]:
+    return tail.known, tail.cut
 
 
 def _at(line: LogLine) -> datetime:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, Self
 
 import anyio
@@ -24,6 +24,8 @@ __all__ = ["Cadence", "Watch"]
 
 _BATCH: Final = 100
 """Tasks that one DescribeTasks call takes (Amazon ECS API Reference)."""
+_CLOCKS_DIFFER: Final = timedelta(seconds=60)
+"""How far AWS's clock and ours may be apart."""
 
 
 @attrs.frozen(kw_only=True)
@@ -55,7 +57,9 @@ class _Entry:
     """What is known of one task."""
 
     __slots__ = (
+        "alone",
         "arn",
+        "asking",
         "changed",
         "container",
         "due",
@@ -66,8 +70,9 @@ class _Entry:
         "looked_at",
         "missing",
         "missing_since",
+        "moved_at",
+        "over_since",
         "snapshot",
-        "stopping_since",
         "version",
         "waiting",
     )
@@ -84,7 +89,14 @@ class _Entry:
         self.waiting = 0
         self.missing = 0
         self.missing_since = 0.0
-        self.stopping_since: float | None = None
+        self.asking = False
+        """A look at it is under way."""
+        self.alone = False
+        """ECS took offence at its address: it is asked for by itself, and seldom."""
+        self.moved_at = known_from
+        """When ECS last told anything new of it."""
+        self.over_since: float | None = None
+        """Since when its own container is known to be over."""
         self.exited_at: float | None = None
         self.error: BackendError | None = None
         self.errors = 0
@@ -92,7 +104,7 @@ class _Entry:
 
     @property
     def is_open(self) -> bool:
-        return self.waiting > 0 and (self.snapshot is None or not self.snapshot.ended)
+        return self.waiting > 0 and not self.asking and (self.snapshot is None or not self.snapshot.ended)
 
     def tell(self) -> None:
         if self.changed is not None:
@@ -115,6 +127,7 @@ class Watch:
         self._cadence = cadence
         self._entries: dict[str, _Entry] = {}
         self._wake = anyio.Event()
+        self._asleep_until = float("-inf")
 
     # ---- what others ask and tell ----------------------------------------------------------------------------------
 
@@ -138,17 +151,20 @@ class Watch:
         if not self._is_ours(arn):
             return _wire.missing(arn, seen_at=self._utcnow())
         entry = self._entry(arn, container, submitted_at, created_at)
+        if entry.snapshot is None:
+            entry.snapshot = after  # known from elsewhere, and it does not go back
         errors = entry.errors
         entry.waiting += 1
         try:
             if after is None and not self._is_fresh(entry):
-                self._look_soon(entry)
+                entry.due = min(entry.due, anyio.current_time())
+                self._rouse(entry)
                 looked_at = entry.looked_at
                 while entry.looked_at == looked_at and not _ended(entry):
                     await entry.news()
                     _raise_new(entry, errors)
             while entry.snapshot is None or (entry.snapshot == after and not entry.snapshot.ended):
-                self._rouse()
+                self._rouse(entry)
                 await entry.news()
                 _raise_new(entry, errors)
             await anyio.lowlevel.checkpoint()
@@ -167,8 +183,9 @@ class Watch:
         if _wire.is_stopped(task) and "containers" not in task:
             entry.due = float("-inf")  # a replay for an old token: that it is over, and nothing else
         elif entry.snapshot is None or _wire.version(task) > entry.version:
+            entry.missing = 0
             self._take(entry, task, source)
-        self._rouse()
+        self._rouse(entry)
 
     def has_ended(self, arn: str) -> bool:
         """Whether the end of a task has been seen."""
@@ -209,32 +226,31 @@ class Watch:
             return False
         return entry.snapshot.ended or anyio.current_time() - entry.looked_at <= self._cadence.period
 
-    def _look_soon(self, entry: _Entry) -> None:
-        entry.due = min(entry.due, anyio.current_time())
-        self._rouse()
-
-    def _rouse(self) -> None:
-        self._wake.set()
+    def _rouse(self, entry: _Entry) -> None:
+        if entry.is_open and entry.due < self._asleep_until:
+            self._wake.set()
 
     # ---- the poller ------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Look at what is awaited, for ever. Run by whoever owns the watch."""
-        while True:
-            now = anyio.current_time()
-            awaited = [entry for entry in self._entries.values() if entry.is_open]
-            first = min((entry.due for entry in awaited), default=float("inf"))
-            if first > now:
-                await self._until(first)
-                continue
-            period = self._period(len(awaited))
-            # A call that is made anyway takes along what is due soon.
-            batch = heapq.nsmallest(_BATCH, awaited, key=_due)
-            batch = [entry for entry in batch if entry.due <= now + period / 2]
-            for entry in batch:
-                entry.due = now + period
-            await self._look(batch)
-            await anyio.lowlevel.checkpoint()
+        # A look that hangs, or that AWS answers late, must not keep the others from theirs.
+        async with anyio.create_task_group() as looks:
+            while True:
+                now = anyio.current_time()
+                awaited = [entry for entry in self._entries.values() if entry.is_open]
+                first = min(awaited, key=_due, default=None)
+                if first is None or first.due > now:
+                    await self._until(first.due if first is not None else float("inf"))
+                    continue
+                period = self._period(len(awaited))
+                # A call that is made anyway takes along what is due soon.
+                soon = [entry for entry in awaited if entry.due <= now + period / 2 and not entry.alone]
+                batch = [first] if first.alone else heapq.nsmallest(_BATCH, soon, key=_due)
+                for entry in batch:
+                    entry.asking = True
+                looks.start_soon(self._look_at, batch, now + period)
+                await anyio.lowlevel.checkpoint()
 
     def _period(self, awaited: int) -> float:
         calls = -(-awaited // _BATCH)
@@ -243,8 +259,22 @@ class Watch:
     async def _until(self, moment: float) -> None:
         """Wait for a moment, or for somebody who cannot wait so long."""
         self._wake = anyio.Event()
+        self._asleep_until = moment
         with anyio.CancelScope(deadline=moment):
             await self._wake.wait()
+        self._asleep_until = float("-inf")
+
+    async def _look_at(self, batch: Sequence[_Entry], due: float) -> None:
+        for entry in batch:
+            entry.due = due
+        try:
+            await self._look(batch)
+        finally:
+            now = anyio.current_time()
+            for entry in batch:
+                entry.asking = False
+                entry.due = max(entry.due, now)
+            self._wake.set()
 
     async def _look(self, batch: Sequence[_Entry]) -> None:
         arns = [entry.arn for entry in batch]
@@ -256,6 +286,10 @@ class Watch:
                 await self._look(batch[: len(batch) // 2])
                 await self._look(batch[len(batch) // 2 :])
                 return
+            if exc.trouble is Trouble.INVALID:
+                (entry,) = batch
+                entry.alone = True
+                entry.due += 9 * self._cadence.period
             self._fail(batch, exc)
             return
         except BackendError as exc:
@@ -268,6 +302,7 @@ class Watch:
                 self._miss(entry)
                 continue
             entry.missing = 0
+            entry.alone = False
             entry.looked_at = anyio.current_time()
             if _wire.version(task) >= entry.version:
                 self._take(entry, task, "describe")
@@ -284,13 +319,19 @@ class Watch:
         if before is not None and before.ended:
             return
         snapshot = _wire.snapshot(task, entry.container, source=source, seen_at=seen_at, before=before)
-        entry.version = _wire.version(task)
+        version = _wire.version(task)
+        if version > entry.version or before is None or snapshot.phase is not before.phase:
+            entry.moved_at = anyio.current_time()
+        entry.version = version
         self._put(entry, self._bounded(entry, snapshot, seen_at))
 
     def _put(self, entry: _Entry, snapshot: Snapshot) -> None:
-        entry.looked_at = anyio.current_time()
+        entry.looked_at = now = anyio.current_time()
         if entry.exited_at is None and (snapshot.ended or snapshot.exit_code is not None):
-            entry.exited_at = entry.looked_at
+            # Long ago, if AWS's clock and ours agree on that with room to spare; else it is as if it were just now.
+            over_at = snapshot.ended_at
+            age = (self._utcnow() - over_at).total_seconds() if over_at is not None and snapshot.ended else 0.0
+            entry.exited_at = now - max(0.0, age - _CLOCKS_DIFFER.total_seconds())
         entry.snapshot = snapshot
         entry.tell()
 
@@ -299,19 +340,20 @@ class Watch:
         if snapshot.phase is not Phase.STOPPING:
             return snapshot
         now = anyio.current_time()
-        if entry.stopping_since is None:
-            entry.stopping_since = now
-        lasted = now - entry.stopping_since
         known = snapshot.exit_code is not None
+        if known and entry.over_since is None:
+            entry.over_since = now
+        since = entry.over_since if entry.over_since is not None else entry.moved_at
+        lasted = now - since
         if lasted < (self._cadence.stuck_with_exit_code if known else self._cadence.stuck):
             return snapshot
-        said = f"ECS has left it in its way out for {lasted:.0f} s"
-        cause = (snapshot.cause or Cause.EXITED) if known else Cause.UNRECOGNISED
+        said = f"ECS has left it on its way out for {lasted:.0f} s"
         evidence = f"{said}; the job's own container has ended" if known else said
         return attrs.evolve(
             snapshot,
             phase=Phase.ENDED,
-            cause=cause,
+            # An exit code alone is no proof: a container that is told to stop may well say 0, with its work undone.
+            cause=(snapshot.cause if known else None) or Cause.UNRECOGNISED,
             reason=snapshot.reason or said,
             ended_at=snapshot.ended_at or seen_at,
             proof=Proof(source="describe", seen_at=seen_at, evidence=evidence),

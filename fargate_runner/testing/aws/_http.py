@@ -77,7 +77,7 @@ async def serve(
         face = _Face(aws, others)
         app = web.Application(client_max_size=_LARGEST_REQUEST)
         app.router.add_route("*", "/{path:.*}", face.handle)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=30.0)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=30.0, lingering_time=0)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         stack.push_async_callback(face.close)

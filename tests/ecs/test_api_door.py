@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import anyio
@@ -147,7 +148,7 @@ class TestClients:
     async def test_one_that_does_not_close_is_left_after_a_while(self, clock: VirtualClock) -> None:
         class Stuck(Session):
             @contextlib.asynccontextmanager
-            async def _client(self, service: str, options: dict[str, Any]) -> Any:
+            async def _client(self, service: str, options: dict[str, Any]) -> AsyncGenerator[Any]:
                 async with super()._client(service, options) as client:
                     yield client
                     await anyio.sleep_forever()
@@ -171,7 +172,7 @@ class TestClients:
         assert options["region_name"] == "ap-south-1"
         assert "endpoint_url" not in options
         assert config.retries == {"total_max_attempts": 1, "mode": "standard"}
-        assert (config.connect_timeout, config.read_timeout, config.inject_host_prefix) == (5, 30, None)
+        assert (config.connect_timeout, config.read_timeout, config.inject_host_prefix) == (5, 30, True)
 
     @pytest.mark.parametrize("way", ["argument", "environment", "environment of the service"])
     async def test_an_endpoint_of_our_own_has_no_names_below_it(
@@ -195,7 +196,7 @@ class TestClients:
         async with api.running():
             await api.call("logs.StartLiveTail")
 
-        assert session.options[0]["config"].inject_host_prefix is None
+        assert session.options[0]["config"].inject_host_prefix is True
 
     async def test_a_session_that_says_create_client_will_do(self) -> None:
         inner = Session(DESCRIBED)
@@ -216,7 +217,7 @@ class TestClients:
     async def test_a_client_that_was_not_made_is_made_by_the_next_call(self) -> None:
         class Slow(Session):
             @contextlib.asynccontextmanager
-            async def _client(self, service: str, options: dict[str, Any]) -> Any:
+            async def _client(self, service: str, options: dict[str, Any]) -> AsyncGenerator[Any]:
                 await anyio.sleep(10)
                 async with super()._client(service, options) as client:
                     yield client
@@ -264,18 +265,16 @@ class TestClients:
 class TestTheLoop:
     def test_another_one_is_told(self) -> None:
         api = Api(session=Session())
-        door = api.running()
-
-        async def opened() -> None:
-            await door.__aenter__()
 
         async def used() -> None:
             await api.call("ecs.ListTasks")
 
-        anyio.run(opened)
+        async def opened() -> None:
+            async with api.running():
+                await anyio.to_thread.run_sync(anyio.run, used)
 
         with pytest.raises(RunnerClosed, match="belong to the event loop that they were opened on"):
-            anyio.run(used)
+            anyio.run(opened)
 
     def test_each_may_open_it_in_turn(self) -> None:
         session = Session(DESCRIBED)
@@ -446,7 +445,7 @@ class TestPatience:
         async with api.running():
             with anyio.move_on_after(3):
                 await api.call("ecs.DescribeTasks")
-            session._answers = [DESCRIBED]
+            session.answers = [DESCRIBED]
             await api.call("ecs.DescribeTasks")
 
         assert clock.time() == pytest.approx(3, abs=0.1)
