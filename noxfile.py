@@ -18,6 +18,8 @@ from nox.command import CommandFailed
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 THINKING = ",".join(f"fargate_runner/{floor}.py" for floor in ("_errors", "_job", "_lifecycle", "_retry"))
+FLOORS = ("tests/thinking", "tests/scenario")  # what holds the thinking floors
+SPREAD = ("-n", "logical", "--dist", "loadfile")
 DOCKER_REQUIRED = os.environ.get("FARGATE_RUNNER_DOCKER") == "required"
 
 # Whatever interpreter runs nox is one of them, so that there is always something to test with.
@@ -65,16 +67,19 @@ def tests(session: nox.Session) -> None:
 
     The first one runs them all, real containers included, and holds the floors that only think to 95 % of
     their lines and branches. The others leave the engine out: it does not depend on the version of Python.
+    What needs no engine runs on all cores; containers are started one test at a time.
     """
     _install(session, "test")
     if session.posargs:
         session.run("pytest", *session.posargs)
     elif _is_first(session):
         _make_docker_ready(session)
-        session.run("coverage", "run", "-m", "pytest")
+        session.run("coverage", "run", "-m", "pytest", *FLOORS)
         session.run("coverage", "report", f"--include={THINKING}", "--fail-under=95")
+        session.run("pytest", *SPREAD, "-m", "not docker", *(f"--ignore={part}" for part in FLOORS))
+        session.run("pytest", "-m", "docker")
     else:
-        session.run("pytest", "-m", "not docker")
+        session.run("pytest", *SPREAD, "-m", "not docker")
 
 
 @nox.session

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from fargate_runner._runner import JobHandle, Results, Runner
     from fargate_runner.backends.docker import DockerBackend
     from fargate_runner.backends.ecs import (
+        Budget,
         Capacity,
         EbsVolume,
         EcsBackend,
@@ -64,6 +65,7 @@ __all__ = [
     "Backend",
     "BackendError",
     "BackendUnavailable",
+    "Budget",
     "Capacity",
     "Cause",
     "DockerBackend",
@@ -140,6 +142,7 @@ _HOMES = {
     "_runner": ("JobHandle", "Results", "Runner"),
     "backends.docker": ("DockerBackend",),
     "backends.ecs": (
+        "Budget",
         "Capacity",
         "EbsVolume",
         "EcsBackend",

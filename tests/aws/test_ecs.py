@@ -97,6 +97,14 @@ class TestClusters:
 
         assert (task["launchType"], task["capacityProviderName"]) == ("FARGATE", "FARGATE_SPOT")
 
+    async def test_there_are_neither_services_nor_instances(self, jobs: Account) -> None:
+        services = await jobs.ask("DescribeServices", cluster="jobs", services=["web"])
+        instances = await jobs.ask("DescribeContainerInstances", cluster="jobs", containerInstances=["i"])
+
+        assert (await jobs.ask("ListServices", cluster="jobs"))["serviceArns"] == []
+        assert (await jobs.ask("ListContainerInstances", cluster="jobs"))["containerInstanceArns"] == []
+        assert [services["failures"][0]["reason"], instances["failures"][0]["reason"]] == ["MISSING", "MISSING"]
+
     async def test_settings_and_providers_of_the_account_can_be_read(self, jobs: Account) -> None:
         settings = await jobs.ask("ListAccountSettings", effectiveSettings=True)
         providers = await jobs.ask("DescribeCapacityProviders", capacityProviders=["FARGATE", "mine"])
@@ -414,7 +422,6 @@ class TestRunTask:
             ({"count": 0}, "InvalidParameterException", "between 1 and 10"),
             ({"count": 11}, "InvalidParameterException", "between 1 and 10"),
             ({"startedBy": "x" * 129}, "InvalidParameterException", "startedBy"),
-            ({"startedBy": "a b"}, "InvalidParameterException", "startedBy"),
             ({"clientToken": "x" * 65}, "InvalidParameterException", "client token"),
             ({"clientToken": "a b"}, "InvalidParameterException", "client token"),
             ({"propagateTags": "SERVICE"}, "InvalidParameterException", "SERVICE"),

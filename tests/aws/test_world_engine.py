@@ -30,6 +30,12 @@ class HandEngine(Engine):
         self.asked.append("kill")
 
 
+class CoyEngine(HandEngine):
+    """Its tasks are PENDING until their containers run."""
+
+    shows_activating = False
+
+
 class DeafEngine(ScriptedEngine):
     """Sends no signals."""
 
@@ -171,3 +177,17 @@ async def test_spot_waits_two_minutes_for_it_and_no_longer(clock: VirtualClock) 
 
     (truth,) = jobs.aws.world.truth()
     assert truth.ended_at == asked_at + 120
+
+
+async def test_one_that_hides_activating_is_asked_while_the_task_is_pending(clock: VirtualClock) -> None:
+    engine = CoyEngine()
+    jobs = Account(clock, engine=engine)
+    arn = await jobs.start()
+
+    await anyio.sleep(1000)
+    task = jobs.aws.world.tasks[arn]
+    before = (await jobs.describe(arn))["lastStatus"]
+    engine.world.container_started(task, task.containers[0].run.name)
+
+    assert (before, engine.asked) == ("PENDING", ["start"])
+    assert (await jobs.describe(arn))["lastStatus"] == "RUNNING"

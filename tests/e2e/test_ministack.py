@@ -31,6 +31,7 @@ from typing import Any, Final
 
 import aioboto3
 import anyio
+import attrs
 import boto3
 import pytest
 
@@ -63,14 +64,19 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]  # the first run ins
 
 
 @pytest.fixture(scope="module")
-def stack(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniStack]:
-    """MiniStack, running, with a cluster; without one, skip, or fail where skipping is forbidden."""
+def installed(engine: None) -> None:
+    """Make sure of MiniStack; without it, skip, or fail where skipping is forbidden."""
     try:
         ministack.environment()
     except MiniStackUnavailable as exc:
         if os.environ.get("FARGATE_RUNNER_DOCKER") == "required":
             raise
         pytest.skip(str(exc))
+
+
+@pytest.fixture(scope="module")
+def stack(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniStack]:
+    """MiniStack, running, with a cluster."""
     with ministack.running(tmp_path_factory.mktemp("ministack")) as stack:
         aws(stack, "ecs").create_cluster(clusterName="jobs")
         yield stack
@@ -87,9 +93,9 @@ def backend_on(stack: MiniStack, **options: Any) -> EcsBackend:
         network=Network(subnets=["subnet-0a1b2c3d4e5f60001"], security_groups=["sg-0a1b2c3d4e5f60001"]),
         roles=Roles(execution="arn:aws:iam::111122223333:role/fargate-runner-execution"),
         secret_prefix="/fargate-runner",
-        # Its lines come when they come; those of a test that writes many take a second after the end.
         cadence=Cadence.quick(),
-        log_cadence=LogCadence(period=0.1, drain=1.5),
+        # Its lines come when they come; those of a test that writes many take a second after the end.
+        log_cadence=attrs.evolve(LogCadence.quick(), drain=1.5, settled=1.5),
         session=aioboto3.Session(**CREDENTIALS),
         endpoint_url=stack.url,
         **options,
@@ -135,13 +141,17 @@ async def test_many_launches_at_once_register_one_definition(stack: MiniStack) -
 
 
 async def test_the_lines_of_many_jobs_are_not_mixed_up(stack: MiniStack) -> None:
-    jobs = [shell(f"for n in $(seq 1 20); do echo {number}:$n; done; sleep 1") for number in range(15)]
+    texts: dict[int, list[str]] = {}
 
-    async with Runner(backend_on(stack), namespace="contract") as runner:
-        handles = [await runner.submit(job) for job in jobs]
-        texts = [[line.text async for line in handle.logs()] for handle in handles]
+    async def follow(runner: Runner, number: int) -> None:
+        handle = await runner.submit(shell(f"for n in $(seq 1 20); do echo {number}:$n; done; sleep 1"))
+        texts[number] = [line.text async for line in handle.logs()]
 
-    assert texts == [[f"{number}:{n}" for n in range(1, 21)] for number in range(15)]
+    async with Runner(backend_on(stack), namespace="contract") as runner, anyio.create_task_group() as tasks:
+        for number in range(15):
+            tasks.start_soon(follow, runner, number)
+
+    assert texts == {number: [f"{number}:{n}" for n in range(1, 21)] for number in range(15)}
 
 
 async def test_a_secret_of_secrets_manager_reaches_the_job(stack: MiniStack) -> None:
@@ -173,7 +183,7 @@ async def test_the_tags_of_a_job_are_those_of_its_task(stack: MiniStack) -> None
     assert {"key": "day", "value": "monday"} in task["tags"]
 
 
-def test_nothing_is_left_of_it(engine: None, tmp_path: Path) -> None:
+def test_nothing_is_left_of_it(installed: None, tmp_path: Path) -> None:
     with ministack.running(tmp_path) as stack:
         ecs = aws(stack, "ecs")
         definition = {"name": "main", "image": IMAGE, "command": ["sleep", "600"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import aioboto3
 import pytest
@@ -23,7 +24,7 @@ async def test_two_hundred_kilobytes_arrive_in_the_container(real: FakeAws, monk
     payload = {f"PART_{n}": "".join(f"{n}:{i:05d}," for i in range(6_250)) for n in range(4)}
     script = 'printf "%s%s%s%s" "$PART_0" "$PART_1" "$PART_2" "$PART_3" | sha256sum'
     job = Job(image="fargate-runner-test/busybox:latest", command=["sh", "-c", script], env=payload)
-    session = aioboto3.Session(region_name=real.region)
+    session: Any = aioboto3.Session(region_name=real.region)
     path_style = AioConfig(s3={"addressing_style": "path"})
 
     async with real.serve(moto=True) as url:

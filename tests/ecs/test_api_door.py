@@ -632,6 +632,21 @@ class TestCredentials:
 
         assert session.made == ["ecs", "ecs"]
 
+    async def test_a_call_that_set_out_before_they_were_renewed_does_not_renew_them_again(self) -> None:
+        async def late(**_: Any) -> None:
+            await anyio.sleep(10)
+            raise EXPIRED
+
+        session = Session(late, EXPIRED, DESCRIBED)
+        api = Api(session=session)
+
+        async with api.running(), anyio.create_task_group() as tasks:
+            tasks.start_soon(api.call, "ecs.DescribeTasks")
+            await anyio.sleep(1)
+            tasks.start_soon(api.call, "ecs.DescribeTasks")
+
+        assert (api.stats.renewals, session.made) == (1, ["ecs", "ecs"])
+
     async def test_a_client_that_somebody_uses_is_closed_when_nobody_does(self) -> None:
         release = anyio.Event()
 
@@ -723,3 +738,24 @@ class TestTheCaller:
         assert found == (None, "")
         assert clock.time() <= 12
         assert len(session.requests) == asked
+
+
+class TestABudget:
+    def test_is_below_the_quotas_unless_somebody_says_otherwise(self) -> None:
+        assert Budget().share < 0.9
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            *[("share", value) for value in (0, -0.1, 1.01, True, "0.5", None, float("nan"))],
+            *[("read", value) for value in (0, -1, True, "20", float("inf"), float("nan"))],
+            ("run_task", 0),
+            ("modify", 0),
+            ("register", 0),
+            ("get_log_events", 0),
+            ("filter_log_events", 0),
+        ],
+    )
+    def test_that_cannot_be_is_refused(self, field: str, value: Any) -> None:
+        with pytest.raises(InvalidJob, match=f"budget.{field}"):
+            Budget(**{field: value})

@@ -234,7 +234,7 @@ class TestOrder:
         self, aws: FakeAws, api: Api, clock: VirtualClock, ask: Callable[[Api, int], Any]
     ) -> None:
         await api.call("ecs.RegisterTaskDefinition", **DEFINITION)
-        burst, rate = {describe: READ, run_task: RUN}[ask]
+        burst, rate = READ if ask is describe else RUN
         await many(api, int(SHARE * burst), ask)  # from here on each call waits
         aws.calls.clear()
         began = clock.time()
@@ -246,6 +246,25 @@ class TestOrder:
 
         assert len(aws.calls) == 50
         assert clock.time() - began <= 51 / (SHARE * rate) + 0.1
+
+    async def test_who_leaves_the_second_of_two_queues_gives_back_the_turn_of_the_first(
+        self, aws: FakeAws, api: Api, clock: VirtualClock
+    ) -> None:
+        await api.call("ecs.RegisterTaskDefinition", **DEFINITION)
+        task = await api.call("ecs.RunTask", **RUN_TASK)
+        stop = {"cluster": "jobs", "task": task["tasks"][0]["taskArn"]}
+        async with anyio.create_task_group() as tasks:
+            for _ in range(200):
+                tasks.start_soon(lambda: api.call("ecs.StopTask", **stop))
+            await anyio.sleep(1)
+            for number in range(20):
+                tasks.start_soon(leave_soon, api, run_task, number)
+        await anyio.sleep(60)
+        began = clock.time()
+
+        await many(api, 15, run_task)
+
+        assert clock.time() - began < 0.1
 
     async def test_a_call_cancelled_under_way_leaves_the_queue_in_order(self, aws: FakeAws, api: Api) -> None:
         aws.faults.add(Fault(match="ecs.DescribeTasks", delay=5.0))

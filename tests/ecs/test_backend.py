@@ -294,15 +294,13 @@ class TestLaunching:
         aws.faults.add(Fault(match="ecs.RunTask", code="AccessDeniedException", message=said))
 
         async with make_backend() as backend:
-            with pytest.raises(LaunchRejected, match="iam:PassRole.*role/execution"):
+            with pytest.raises(LaunchRejected, match=r"iam:PassRole.*role/execution"):
                 await launched(backend, Words().exits())
 
     async def test_a_wrong_cluster_is_told_before_the_launch(
         self, make_backend: Make, aws: FakeAws, clock: Any
     ) -> None:
-        backend = EcsBackend(
-            "no-such", network=NETWORK, session=aws.session(), region=aws.region, utcnow=clock.utcnow
-        )
+        backend = EcsBackend("no-such", network=NETWORK, session=aws.session(), region=aws.region, utcnow=clock.utcnow)
 
         async with backend:
             with pytest.raises(LaunchRejected, match="no-such"):
@@ -311,7 +309,7 @@ class TestLaunching:
         assert calls(aws, "RunTask") == []
 
     async def test_a_quota_that_is_used_up_is_no_failure(self, make_backend: Make, aws: FakeAws) -> None:
-        said = "You’ve reached the limit on the number of vCPUs you can run concurrently"
+        said = "You\u2019ve reached the limit on the number of vCPUs you can run concurrently"
         aws.world.capacity.out("FARGATE", times=1, reason=said)
 
         async with make_backend() as backend:

@@ -430,7 +430,7 @@ def endpoint(body: bytes) -> Generator[str]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *args: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (its name there)
             pass
 
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:

@@ -47,7 +47,11 @@ REPLIES: dict[str, dict[str, Any]] = {
     "ecs.DescribeTaskDefinition": {"taskDefinition": DEFINITION, "tags": [{"key": "a", "value": "b"}]},
     "ecs.RegisterTaskDefinition": {"taskDefinition": DEFINITION, "tags": []},
     "ecs.DescribeClusters": {"clusters": [{"clusterName": "jobs", "status": "ACTIVE"}], "failures": []},
-    "logs.GetLogEvents": {"events": EVENTS, "nextForwardToken": "f/1/s", "nextBackwardToken": "b/1/s"},
+    "logs.GetLogEvents": {
+        "events": [{key: event[key] for key in ("timestamp", "message")} for event in EVENTS],
+        "nextForwardToken": "f/1/s",
+        "nextBackwardToken": "b/1/s",
+    },
     "logs.FilterLogEvents": {"events": EVENTS, "searchedLogStreams": []},
     "logs.DescribeLogGroups": {"logGroups": [{"logGroupName": "/fr", "creationTime": 1778065333877}]},
     "ssm.PutParameter": {"Version": 1, "Tier": "Standard"},
@@ -250,10 +254,11 @@ def members(shape: Any, seen: set[str]) -> Iterator[tuple[str, Any]]:
             pass
 
 
+MODELS: dict[str, Any] = {name: botocore.session.get_session().get_service_model(name) for name in ("ecs", "logs")}
 PLAIN = [
     (service, operation)
-    for service in ("ecs", "logs")
-    for operation in botocore.session.get_session().get_service_model(service).operation_names
+    for service, model in MODELS.items()
+    for operation in model.operation_names
     if f"{operation}Response" in _api.PLAIN_REPLIES
 ]
 
@@ -265,7 +270,7 @@ class TestWhatIsReadAsPlainJson:
 
     @pytest.mark.parametrize(("service", "operation"), PLAIN)
     def test_needs_no_model_but_for_its_moments(self, service: str, operation: str) -> None:
-        model = botocore.session.get_session().get_service_model(service)
+        model = MODELS[service]
         shape = model.operation_model(operation).output_shape
 
         walked = list(members(shape, set()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ import pytest
 
 from fargate_runner.backends.ecs import _wire
 from fargate_runner.backends.ecs._api import PLAIN_REPLIES, Api, ApiError
-from fargate_runner.testing.aws import ContainerScript, FakeAws, Fault, Ingestion, Pace, Quotas
+from fargate_runner.testing.aws import ContainerRun, ContainerScript, FakeAws, Fault, Ingestion, Pace, Quotas
 from fargate_runner.testing.aws._moto import is_installed
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -51,12 +52,24 @@ RUN_TASK: dict[str, Any] = {
     "tags": [{"key": "team", "value": "blue"}],
     "clientToken": "token",
 }
+WAITS = {"containerOverrides": [{"name": "main", "command": ["waits"]}]}
+
+
+def script(container: ContainerRun) -> ContainerScript:
+    if container.command:
+        return ContainerScript(run_for=math.inf)
+    return ContainerScript(run_for=0.2, lines=("hello", "wörld", "☃" * 1000), exit_code=3)
+
+
+@pytest.fixture
+def anyio_backend() -> object:
+    return "asyncio"
 
 
 @pytest.fixture
 def aws() -> FakeAws:
     return FakeAws(
-        script=ContainerScript(run_for=0.2, lines=("hello", "wörld", "☃" * 1000), exit_code=3),
+        script=script,
         pace=Pace.instant(),
         quotas=Quotas.unlimited(),
         visible_after=(0.0, 0.0),
@@ -167,7 +180,7 @@ class TestReplies:
     async def test_a_list_and_its_pages(self, fast: Api, stock: Api) -> None:
         await fast.call("ecs.RegisterTaskDefinition", **DEFINITION)
         for number in range(3):
-            await fast.call("ecs.RunTask", **RUN_TASK | {"clientToken": f"{number}"})
+            await fast.call("ecs.RunTask", **RUN_TASK | {"clientToken": f"{number}", "overrides": WAITS})
 
         one, other = await both(fast, stock, "ecs.ListTasks", cluster="jobs", desiredStatus="RUNNING", maxResults=2)
 
@@ -283,7 +296,7 @@ class TestOthers:
 
         checked = set()
         for service in ("ecs", "logs"):
-            model = Session().get_service_model(service)
+            model: Any = Session().get_service_model(service)
             assert model.metadata["protocol"] == "json"
             for name in model.operation_names:
                 shape = model.operation_model(name).output_shape

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import entry_points
 
 import pytest
 
@@ -44,8 +43,5 @@ class Suite:
 
     def run(self, test: str, *options: str) -> pytest.RunResult:
         self._pytester.makepyfile(test)
-        # Where the package is installed with its entry point, pytest finds the plugin; so it does at our users'.
-        found = entry_points(group="pytest11", name="fargate_runner")
-        by_hand = [] if found else ["-p", "fargate_runner.testing.plugin"]
         # Hypothesis would be loaded anew by each run, which takes a second.
-        return self._pytester.runpytest_inprocess(*by_hand, "-p", "no:hypothesispytest", *options)
+        return self._pytester.runpytest_inprocess("-p", "no:hypothesispytest", *options)

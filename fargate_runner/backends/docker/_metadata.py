@@ -170,7 +170,9 @@ def _is_visible(part: Mapping[str, Any]) -> bool:
 
 
 def _arns(part: Mapping[str, Any]) -> tuple[str, str]:
-    """Names of the shape that AWS's have, of an account and a region that do not exist."""
+    """Names of the shape that AWS's have: given by whoever runs the job, or of an account that does not exist."""
+    if given := _label(part, "task-arn"):
+        return _label(part, "cluster-arn"), given
     namespace, token = _label(part, "namespace"), _label(part, "token")
     base = "arn:aws:ecs:local:000000000000"
     return f"{base}:cluster/{namespace}", f"{base}:task/{namespace}/{token[:32]}"

@@ -1,5 +1,6 @@
 """Jobs as tasks of AWS ECS: on Fargate, Fargate Spot, EC2 and any other capacity."""
 
+from fargate_runner.backends.ecs._api import Budget
 from fargate_runner.backends.ecs._backend import EcsBackend
 from fargate_runner.backends.ecs._config import (
     Capacity,
@@ -13,6 +14,7 @@ from fargate_runner.backends.ecs._config import (
 )
 
 __all__ = [
+    "Budget",
     "Capacity",
     "EbsVolume",
     "EcsBackend",

@@ -23,13 +23,13 @@ import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
 import attrs
-from attrs import field, validators
+from attrs import field
 
 from fargate_runner._errors import BackendError, BackendUnavailable, InvalidJob, RunnerClosed
 
@@ -236,7 +236,21 @@ def _short(text: str, limit: int = 1000) -> str:
 
 # ---- how much may be asked -----------------------------------------------------------------------------------------
 
-_rate = validators.optional(validators.gt(0))
+
+def _check_share(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not _is_number(value) or not 0 < value <= 1:
+        fix = "write a part such as 0.5, at most 1"
+        raise InvalidJob(f"budget.{attribute.name}", value, "expected a part of the quotas", fix)
+
+
+def _check_rate(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and (not _is_number(value) or not 0 < value < float("inf")):
+        fix = "write what AWS allows the account, such as 100, or nothing"
+        raise InvalidJob(f"budget.{attribute.name}", value, "expected calls a second, more than none", fix)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @attrs.frozen(kw_only=True)
@@ -249,18 +263,18 @@ class Budget:
     them is what this process uses at most; two processes of equal weight would take 0.4 each.
     """
 
-    share: float = field(default=0.85, validator=validators.and_(validators.gt(0), validators.le(1)))
-    run_task: float | None = field(default=None, validator=_rate)
+    share: float = field(default=0.85, validator=_check_share)
+    run_task: float | None = field(default=None, validator=_check_rate)
     """RunTask on Fargate: 20."""
-    modify: float | None = field(default=None, validator=_rate)
+    modify: float | None = field(default=None, validator=_check_rate)
     """RunTask and StopTask together: 40."""
-    read: float | None = field(default=None, validator=_rate)
+    read: float | None = field(default=None, validator=_check_rate)
     """DescribeTasks and ListTasks together: 20."""
-    register: float | None = field(default=None, validator=_rate)
+    register: float | None = field(default=None, validator=_check_rate)
     """RegisterTaskDefinition and its opposite: 1."""
-    get_log_events: float | None = field(default=None, validator=_rate)
+    get_log_events: float | None = field(default=None, validator=_check_rate)
     """GetLogEvents: 10 to 30, by region."""
-    filter_log_events: float | None = field(default=None, validator=_rate)
+    filter_log_events: float | None = field(default=None, validator=_check_rate)
     """FilterLogEvents: 5 to 25, by region."""
 
 
@@ -690,9 +704,21 @@ class Api:
         return await self._try(_Call(self, operation, request))
 
     async def _try(self, call: _Call) -> dict[str, Any]:
-        from tenacity import AsyncRetrying
+        try:
+            return await call.once()
+        except ApiError as exc:
+            if not call.goes_on(exc):
+                raise
+            first = exc
+        # Most calls need no second try, and most processes thus no tenacity, which takes as long to import as attrs.
+        from tenacity import AsyncRetrying, retry_if_exception
 
-        retrying = AsyncRetrying(retry=call.goes_on, wait=call.pause, sleep=anyio.sleep, reraise=True)
+        def pause(state: RetryCallState) -> float:
+            assert state.outcome is not None
+            return call.pause(state.outcome.exception())
+
+        await anyio.sleep(call.pause(first))
+        retrying = AsyncRetrying(retry=retry_if_exception(call.goes_on), wait=pause, sleep=anyio.sleep, reraise=True)
         try:
             return await retrying(call.once)
         except ApiError as exc:
@@ -989,9 +1015,8 @@ class _Call:
         elif trouble is Trouble.EXPIRED:
             await api._renew(generation)
 
-    def goes_on(self, state: RetryCallState) -> bool:
-        """Whether another try is worth it. For tenacity."""
-        error = state.outcome.exception() if state.outcome is not None else None
+    def goes_on(self, error: BaseException) -> bool:
+        """Whether another try is worth it."""
         if not isinstance(error, ApiError) or error.trouble not in _PAUSES:
             return False
         patience = _PATIENCES[error.trouble]
@@ -999,9 +1024,8 @@ class _Call:
             patience = min(patience, _UNREACHED_PATIENCE)
         return anyio.current_time() - self._since[error.trouble] < min(patience, self._patience)
 
-    def pause(self, state: RetryCallState) -> float:
-        """Return the seconds until the next try. For tenacity."""
-        error = state.outcome.exception() if state.outcome is not None else None
+    def pause(self, error: BaseException | None) -> float:
+        """Return the seconds until the next try."""
         assert isinstance(error, ApiError)
         first, longest = _PAUSES[error.trouble]
         pause = min(longest, first * 2.0 ** min(self._tries[error.trouble] - 1, 16))

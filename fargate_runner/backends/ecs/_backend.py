@@ -157,7 +157,7 @@ class EcsBackend(Backend):
 
     async def _settle(self) -> None:
         """Fill in what was not said."""
-        found = await _discover.discover(self._api)
+        found = await _discover.discover(self._api, cluster=self.cluster or None, network=self.options.network)
         if not self.cluster:
             self.cluster = found.cluster
         self.options = self.options.over(EcsOptions(network=found.network, roles=found.roles))
@@ -399,12 +399,16 @@ class EcsBackend(Backend):
         owner = _wire.started_by(launch.identity.namespace, launch.identity.key)
         # A cancelled call whose effect is unknown is the classic orphan. The API door bounds each request.
         with anyio.CancelScope(shield=True):
-            await self._keep_secrets(launch)
-            begun = anyio.current_time()
-            try:
-                reply = await self._api.call("ecs.RunTask", **launch.request["run_task"])
-            except ApiError as exc:
-                return await self._not_run(launch, owner, exc)
+            return await self._run(launch, owner)
+        raise AssertionError("a shielded scope swallows nothing")
+
+    async def _run(self, launch: Launch, owner: str) -> TaskRef:
+        await self._keep_secrets(launch)
+        begun = anyio.current_time()
+        try:
+            reply = await self._api.call("ecs.RunTask", **launch.request["run_task"])
+        except ApiError as exc:
+            return await self._not_run(launch, owner, exc)
         self._doubtful.pop(owner, None)
         request_id = _wire.request_id(reply)
         task = _wire.started(reply)

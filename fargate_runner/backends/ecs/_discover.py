@@ -271,25 +271,29 @@ class _Search:
 
     async def _own_metadata(self, part: str) -> Json:
         """Return what the metadata endpoint says of the task that we run in; nothing if we run in none."""
-        if self._metadata is None:
-            self._metadata = {}
-            if url := self._environ.get(_METADATA, ""):
-                try:
-                    self._metadata = await self._read_metadata(f"{url}/task")
-                except (OSError, ValueError) as exc:
-                    self.missed[part].append(f"the metadata of the task that we run in could not be read ({exc})")
-        return self._metadata
+        if self._metadata is not None:
+            return self._metadata
+        found: Json = {}
+        if url := self._environ.get(_METADATA, ""):
+            try:
+                found = await self._read_metadata(f"{url}/task")
+            except (OSError, ValueError) as exc:
+                self.missed[part].append(f"the metadata of the task that we run in could not be read ({exc})")
+        self._metadata = found
+        return found
 
     async def _own_task(self, part: str) -> Json:
         """Return what ECS says of the task that we run in; nothing if we run in none."""
         metadata = await self._own_metadata(part)
         arn, cluster = str(metadata.get("TaskARN", "")), str(metadata.get("Cluster", ""))
-        if self._task is None:
-            self._task = {}
-            if _wire.is_task_arn(arn):
-                reply = await self._asked(part, "ecs.DescribeTasks", cluster=cluster or "default", tasks=[arn])
-                self._task = next(iter((reply or {}).get("tasks", ())), {})
-        return self._task
+        if self._task is not None:
+            return self._task
+        found: Json = {}
+        if _wire.is_task_arn(arn):
+            reply = await self._asked(part, "ecs.DescribeTasks", cluster=cluster or "default", tasks=[arn])
+            found = next(iter((reply or {}).get("tasks", ())), {})
+        self._task = found
+        return found
 
 
 def _why_not(operation: str, exc: ApiError) -> str:

@@ -26,7 +26,7 @@ _STREAMS_PER_CALL: Final = 100
 """What FilterLogEvents takes (CloudWatch Logs API Reference)."""
 _CUT: Final = 262_118
 """Bytes after which the awslogs driver begins another event (moby, awslogs driver): such a line goes on."""
-_REREAD: Final = 1_000
+_REREAD: Final = 300
 """Lines that may be read again for the sake of one call less."""
 _LONGEST_ABSENCE: Final = 30.0
 """Seconds until a stream that was not there is asked for again."""
@@ -210,6 +210,7 @@ class _Tail:
         "cut",
         "end",
         "error",
+        "fresh",
         "frontier",
         "group",
         "joined",
@@ -217,6 +218,7 @@ class _Tail:
         "left",
         "paused",
         "seen",
+        "staged",
         "stream",
         "swept_from",
     )
@@ -229,6 +231,10 @@ class _Tail:
         self.buffer: deque[LogLine] = deque()
         self.seen: dict[str, int] = {}
         """Moment by event id, of what may be shown again."""
+        self.fresh: dict[str, Mapping[str, Any]] = {}
+        """What this sweep has shown first, by event id, as far as it may have come behind something unseen."""
+        self.staged: dict[str, Mapping[str, Any]] = {}
+        """The same of the sweep before."""
         self.cut = 0
         """What is older was dealt with, in milliseconds."""
         self.frontier = 0
@@ -450,7 +456,7 @@ class LogReader:
                         raise tail.error
                 end.check()
                 until = end.read_until(self._cadence)
-                if all(tail.swept_from >= until and not tail.buffer for tail in tails):
+                if all(tail.swept_from >= until and not (tail.buffer or tail.staged) for tail in tails):
                     break
                 if not any(tail.buffer for tail in tails):
                     await end.news(float("inf"))
@@ -467,24 +473,22 @@ class LogReader:
     async def run(self) -> None:
         """Sweep what is followed together, and wait for the ends of all. Run by whoever owns the reader."""
         async with anyio.create_task_group() as tasks:
+            due = float("-inf")
             while True:
-                now = anyio.current_time()
+                self._wake = anyio.Event()
                 while self._ends:
                     tasks.start_soon(self._ends.pop().wait)
-                for group in {tail.group for tail in self._tails}:
+                now = anyio.current_time()
+                if self._tails and now >= due:
+                    due = now + self._cadence.period
                     # A sweep that hangs, or has a long way to go, must not keep the others from theirs.
-                    for chunk in self._chunks(group, now):
-                        for tail in chunk:
-                            tail.asking = True
-                        tasks.start_soon(self._sweep_once, group, chunk, now)
-                await self._rest(now + self._cadence.period)
-
-    async def _rest(self, until: float) -> None:
-        """Wait for the next sweep; until then, for the ends that somebody wants to know of."""
-        while not self._ends and (not self._tails or anyio.current_time() < until):
-            self._wake = anyio.Event()
-            with anyio.CancelScope(deadline=until if self._tails else float("inf")):
-                await self._wake.wait()
+                    for group in {tail.group for tail in self._tails}:
+                        for chunk in self._chunks(group, now):
+                            for tail in chunk:
+                                tail.asking = True
+                            tasks.start_soon(self._sweep_once, group, chunk, now)
+                with anyio.CancelScope(deadline=due if self._tails else float("inf")):
+                    await self._wake.wait()
 
     def _chunks(self, group: str, now: float) -> Iterable[list[_Tail]]:
         """Divide the streams of a group so that few lines are read again, with few calls."""
@@ -523,6 +527,7 @@ class LogReader:
         for tail in chunk:
             by_name.setdefault(tail.stream, []).append(tail)
             tail.behind = False
+            tail.fresh = {}
         # Of a stream that is silent now, nothing older than that is still to come: how far others have come tells.
         floor = self._newest.get(group, 0) - int(self._cadence.horizon * 1000)
         request = {
@@ -541,13 +546,14 @@ class LogReader:
             except BackendError as exc:
                 self._fail(chunk, exc)
                 return
-            self._deliver(group, reply.get("events") or (), by_name)
+            self._deliver(group, reply.get("events") or (), by_name, first="nextToken" not in request)
             token = reply.get("nextToken")
             if not token or token == request.get("nextToken") or all(tail.behind or tail.left for tail in chunk):
                 break
             request["nextToken"] = token
         for tail in chunk:
             tail.known, tail.absences = True, 0
+            self._release(tail, whole="nextToken" not in request and not token)
             self._settle(tail, 0 if tail.behind else floor)
             if not tail.behind:
                 tail.swept_from = begun
@@ -575,7 +581,10 @@ class LogReader:
             tail.error = error
             tail.end.tell()
 
-    def _deliver(self, group: str, events: Iterable[Mapping[str, Any]], by_name: Mapping[str, Sequence[_Tail]]) -> None:
+    def _deliver(
+        self, group: str, events: Iterable[Mapping[str, Any]], by_name: Mapping[str, Sequence[_Tail]], *, first: bool
+    ) -> None:
+        """Hand out a page of a sweep."""
         by_stream: dict[str, list[Mapping[str, Any]]] = {}
         for event in events:
             name = event["logStreamName"]
@@ -587,21 +596,40 @@ class LogReader:
         for name, shown in by_stream.items():
             newest = max(newest, shown[-1]["timestamp"])
             for tail in by_name.get(name, ()):
-                if not (tail.behind or tail.left):
-                    self._take(tail, shown)
+                if tail.behind or tail.left:
+                    continue
+                seen, staged, cut = tail.seen, tail.staged, tail.cut
+                fresh = [event for event in shown if event["eventId"] not in seen and event["timestamp"] >= cut]
+                if first and not staged:
+                    self._take(tail, fresh)
+                    continue
+                # Of what a first page shows, everything older is shown there as well. Until the next one was asked for,
+                # more may have come, and some of it belongs where this sweep has passed already: such events wait for
+                # the sweep after this one.
+                tail.fresh.update((event["eventId"], event) for event in fresh if event["eventId"] not in staged)
+                tail.behind = len(tail.fresh) >= self._most()
         self._newest[group] = newest
 
-    def _take(self, tail: _Tail, shown: Iterable[Mapping[str, Any]]) -> None:
-        seen, cut = tail.seen, tail.cut
-        fresh = [event for event in shown if event["eventId"] not in seen and event["timestamp"] >= cut]
+    def _release(self, tail: _Tail, *, whole: bool) -> None:
+        """Hand out what waited for another sweep, with what belongs before it."""
+        if not (tail.fresh or tail.staged):
+            return
+        waiting = sorted([*tail.staged.values(), *tail.fresh.values()], key=_order)
+        last = max(map(_order, tail.staged.values()), default=(0, 0, ""))
+        ready = len(waiting) if whole else sum(_order(event) <= last for event in waiting)
+        tail.staged = {event["eventId"]: event for event in waiting[ready:]}
+        tail.fresh = {}
+        self._take(tail, waiting[:ready])
+
+    def _take(self, tail: _Tail, fresh: list[Mapping[str, Any]]) -> None:
         if not fresh:
             return
-        most = self._cadence.buffered if self._buffered < 20 * self._cadence.buffered else self._cadence.buffered // 20
-        room = max(0, most - len(tail.buffer))
+        room = max(0, self._most() - len(tail.buffer))
         if len(fresh) > room:
             del fresh[room:]
             tail.paused = tail.behind = True  # it goes on from here once its reader has caught up
-        seen.update((event["eventId"], event["timestamp"]) for event in fresh)
+            tail.staged, tail.fresh = {}, {}
+        tail.seen.update((event["eventId"], event["timestamp"]) for event in fresh)
         if fresh:
             tail.frontier = max(tail.frontier, fresh[-1]["timestamp"])
         lines = tail.joined.lines(fresh)
@@ -609,12 +637,20 @@ class LogReader:
         self._buffered += len(lines)
         tail.end.tell()
 
+    def _most(self) -> int:
+        most = self._cadence.buffered
+        return most if self._buffered < 20 * most else most // 20
+
     def _settle(self, tail: _Tail, floor: int) -> None:
         """Forget what cannot come again."""
         cut = max(tail.frontier - int(self._cadence.overlap * 1000), floor)
         if cut > tail.cut:
             tail.cut = cut
             tail.seen = {event: at for event, at in tail.seen.items() if at >= cut}
+
+
+def _order(event: Mapping[str, Any]) -> tuple[int, int, str]:
+    return event["timestamp"], event.get("ingestionTime", 0), event["eventId"]
 
 
 def _place(tail: _Tail) -> tuple[bool, int]:

@@ -8,7 +8,7 @@ that can share it. The family's name ends in the hash: one cheap look tells whet
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, Self
 
@@ -124,7 +124,7 @@ class TaskDefinitions:
             pruned.append(found.arn)
         return pruned
 
-    async def _families(self, prefix: str) -> Any:
+    async def _families(self, prefix: str) -> AsyncGenerator[str]:
         token: dict[str, str] = {}
         while True:
             page = await self._api.call(

@@ -45,7 +45,7 @@ class Cadence:
     stuck_with_exit_code: float = 600.0
     """How long a task may wind down after its own container has ended."""
     stuck: float = 900.0
-    """How long a task that was told to end may tell nothing new."""
+    """How long a task that was told to end may tell nothing new; four times as long it may tell anything at all."""
 
     @classmethod
     def quick(cls) -> Self:
@@ -57,6 +57,7 @@ class _Entry:
     """What is known of one task."""
 
     __slots__ = (
+        "alive_at",
         "alone",
         "arn",
         "asking",
@@ -67,10 +68,13 @@ class _Entry:
         "errors",
         "exited_at",
         "known_from",
+        "leaving_since",
         "looked_at",
         "missing",
         "missing_since",
         "moved_at",
+        "older",
+        "older_since",
         "over_since",
         "snapshot",
         "version",
@@ -95,6 +99,13 @@ class _Entry:
         """ECS took offence at its address: it is asked for by itself, and seldom."""
         self.moved_at = known_from
         """When ECS last told anything new of it."""
+        self.older = 0
+        """How often ECS has told less than was known, one look after another."""
+        self.older_since = 0.0
+        self.alive_at = float("-inf")
+        """When it was last seen before its end."""
+        self.leaving_since: float | None = None
+        """Since when it is known to be on its way out."""
         self.over_since: float | None = None
         """Since when its own container is known to be over."""
         self.exited_at: float | None = None
@@ -151,13 +162,14 @@ class Watch:
         if not self._is_ours(arn):
             return _wire.missing(arn, seen_at=self._utcnow())
         entry = self._entry(arn, container, submitted_at, created_at)
-        if entry.snapshot is None:
+        if after is not None and (entry.snapshot is None or entry.snapshot.phase < after.phase):
             entry.snapshot = after  # known from elsewhere, and it does not go back
         errors = entry.errors
         entry.waiting += 1
         try:
             if after is None and not self._is_fresh(entry):
-                entry.due = min(entry.due, anyio.current_time())
+                if not entry.alone:
+                    entry.due = min(entry.due, anyio.current_time())
                 self._rouse(entry)
                 looked_at = entry.looked_at
                 while entry.looked_at == looked_at and not _ended(entry):
@@ -296,17 +308,35 @@ class Watch:
             self._fail(batch, exc)
             return
         described = {_wire.task_arn(task): task for task in reply.get("tasks") or ()}
+        faults = _faults(reply)
         for entry in batch:
             task = described.get(entry.arn)
             if task is None:
-                self._miss(entry)
+                fault = faults.get(entry.arn) or faults.get("")
+                if fault is None:
+                    self._miss(entry)
+                else:
+                    # Nothing is known of the task: what is not described for another reason is not missing.
+                    said = f"ECS did not describe the task {entry.arn}: {fault}"
+                    self._fail([entry], BackendError(said, operation="DescribeTasks", code=fault, retryable=True))
                 continue
             entry.missing = 0
             entry.alone = False
             entry.looked_at = anyio.current_time()
-            if _wire.version(task) >= entry.version:
+            if self._is_news(entry, _wire.version(task)):
                 self._take(entry, task, "describe")
             entry.tell()
+
+    def _is_news(self, entry: _Entry, version: int) -> bool:
+        """Whether a look of this version counts: an older one does if it stays, for events may tell anything."""
+        now = anyio.current_time()
+        if version >= entry.version:
+            entry.older = 0
+            return True
+        entry.older += 1
+        if entry.older == 1:
+            entry.older_since = now
+        return entry.older >= 3 and now - entry.older_since >= self._cadence.doubt
 
     def _fail(self, batch: Sequence[_Entry], exc: BackendError) -> None:
         for entry in batch:
@@ -331,7 +361,9 @@ class Watch:
             # Long ago, if AWS's clock and ours agree on that with room to spare; else it is as if it were just now.
             over_at = snapshot.ended_at
             age = (self._utcnow() - over_at).total_seconds() if over_at is not None and snapshot.ended else 0.0
-            entry.exited_at = now - max(0.0, age - _CLOCKS_DIFFER.total_seconds())
+            entry.exited_at = max(now - max(0.0, age - _CLOCKS_DIFFER.total_seconds()), entry.alive_at)
+        elif entry.exited_at is None:
+            entry.alive_at = now
         entry.snapshot = snapshot
         entry.tell()
 
@@ -341,12 +373,16 @@ class Watch:
             return snapshot
         now = anyio.current_time()
         known = snapshot.exit_code is not None
+        if entry.leaving_since is None:
+            entry.leaving_since = now
         if known and entry.over_since is None:
             entry.over_since = now
         since = entry.over_since if entry.over_since is not None else entry.moved_at
         lasted = now - since
         if lasted < (self._cadence.stuck_with_exit_code if known else self._cadence.stuck):
-            return snapshot
+            lasted = now - entry.leaving_since
+            if lasted < 4 * self._cadence.stuck:
+                return snapshot
         said = f"ECS has left it on its way out for {lasted:.0f} s"
         evidence = f"{said}; the job's own container has ended" if known else said
         return attrs.evolve(
@@ -378,6 +414,12 @@ class Watch:
         self._put(entry, _wire.missing(entry.arn, seen_at=self._utcnow(), last=entry.snapshot))
 
 
+def _faults(reply: Mapping[str, Any]) -> dict[str, str]:
+    """Return why tasks were not described, by ARN, where it is not that they are missing; "" stands for all others."""
+    told = {failure.get("arn") or "": failure.get("reason") or "" for failure in reply.get("failures") or ()}
+    return {arn: reason for arn, reason in told.items() if reason and reason.upper() != "MISSING"}
+
+
 def _due(entry: _Entry) -> float:
     return entry.due
 
@@ -388,4 +430,4 @@ def _ended(entry: _Entry) -> bool:
 
 def _raise_new(entry: _Entry, errors: int) -> None:
     if entry.errors != errors and entry.error is not None and not _ended(entry):
-        raise entry.error
+        raise entry.error.with_traceback(None)  # it is raised for all who wait, and keeps none of them alive

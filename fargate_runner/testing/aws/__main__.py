@@ -19,6 +19,7 @@ from fargate_runner._errors import BackendError
 from fargate_runner.testing.aws import _moto
 from fargate_runner.testing.aws._docker import DockerEngine
 from fargate_runner.testing.aws._fake import FakeAws
+from fargate_runner.testing.aws._logs import Ingestion
 from fargate_runner.testing.aws._script import ContainerRun, ContainerScript, Pace
 
 __all__ = ["main"]
@@ -62,6 +63,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="for how long at most a new task is MISSING, as it may be at AWS (default: %(default)s)",
     )
+    parser.add_argument(
+        "--log-delay",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="how long at most until a log line can be read, as at AWS (default: %(default)s)",
+    )
     return parser
 
 
@@ -72,22 +80,14 @@ def main(words: Sequence[str] | None = None) -> int:
         anyio.run(partial(_serve, options))
     except KeyboardInterrupt:
         return 130
-    except BackendError as exc:
-        return _failed(str(exc))
-    except OSError as exc:
-        if exc.errno == errno.EADDRINUSE:
-            return _failed(
-                f"port {options.port} of {options.host} is taken; choose another --port, or 0 for a free one"
-            )
-        if exc.errno in {errno.EADDRNOTAVAIL, errno.EACCES} or isinstance(exc, PermissionError):
-            return _failed(f"cannot listen at port {options.port} of {options.host}: {exc.strerror}")
-        raise
+    except (BackendError, _Unusable) as exc:
+        sys.stderr.write(f"fake AWS: {exc}\n")
+        return 1
     return 0
 
 
-def _failed(why: str) -> int:
-    sys.stderr.write(f"fake AWS: {why}\n")
-    return 1
+class _Unusable(Exception):
+    """The address cannot be used."""
 
 
 async def _serve(options: argparse.Namespace) -> None:
@@ -99,13 +99,21 @@ async def _serve(options: argparse.Namespace) -> None:
         script=_script,
         pace=Pace().scaled(options.pace),
         visible_after=(0.0, options.hidden),
+        ingestion=Ingestion(least=0.0, most=options.log_delay),
     )
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with AsyncExitStack() as stack:
             if engine is not None:
                 await stack.enter_async_context(engine.running())
             serving = aws.serve(host=options.host, port=options.port, moto=False if options.no_moto else None)
-            _say(await stack.enter_async_context(serving), options)
+            try:
+                url = await stack.enter_async_context(serving)
+            except OSError as exc:
+                where = f"port {options.port} of {options.host}"
+                if exc.errno == errno.EADDRINUSE:
+                    raise _Unusable(f"{where} is taken; choose another --port, or 0 for a free one") from exc
+                raise _Unusable(f"cannot listen at {where}: {exc.strerror or exc}") from exc
+            _say(url, options)
             async for _ in signals:
                 break
 

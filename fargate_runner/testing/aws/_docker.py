@@ -21,7 +21,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import anyio
 import anyio.to_thread
@@ -68,6 +68,8 @@ class DockerEngine(Engine):
     Where the engine may not raise limits (a virtual machine without CAP_SYS_RESOURCE), ulimits above its own become
     its own, with a warning in the log.
     """
+
+    shows_activating: ClassVar[bool] = False
 
     def __init__(self, url: str | None = None, *, network: str = "bridge", region: str = "us-east-1") -> None:
         self._url = url

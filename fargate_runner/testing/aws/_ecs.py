@@ -31,7 +31,7 @@ _MOST_OVERRIDES: Final = 8192
 _DAY: Final = 24 * 3600.0
 _HOUR: Final = 3600.0
 _REPLAY_MEMBERS: Final = ("taskArn", "lastStatus", "desiredStatus")
-_STARTED_BY: Final = re.compile(r"[A-Za-z0-9_/-]{0,128}")
+_LONGEST_STARTED_BY: Final = 128
 _TOKEN: Final = re.compile(r"[!-~]{1,64}")
 _CLUSTER_NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,255}")
 _ENV_LINE: Final = re.compile(r"([^#=\s][^=]*)=(.*)")
@@ -513,11 +513,10 @@ class EcsService(Service):
         count = request.get("count", 1)
         if not 1 <= count <= 10:
             raise _invalid(f"Invalid count {count}: it must be between 1 and 10.")
-        if not _STARTED_BY.fullmatch(request.get("startedBy", "")):
-            raise _invalid(
-                "Invalid startedBy: up to 128 letters (uppercase and lowercase), numbers, hyphens, slashes, and "
-                "underscores are allowed."
-            )
+        if len(request.get("startedBy", "")) > _LONGEST_STARTED_BY:
+            # The reference names letters, digits, "-", "/" and "_". Deployers in wide use send a space, so only the
+            # length is known to be checked.
+            raise _invalid(f"Invalid startedBy: at most {_LONGEST_STARTED_BY} characters are allowed.")
         if request.get("propagateTags") == "SERVICE":
             raise _invalid("The SERVICE value for propagateTags is not supported when running a task.")
         launch_type, strategy = self._where(cluster, request)
@@ -909,6 +908,26 @@ class EcsService(Service):
         if arn in self._tags:
             return self._tags[arn]
         raise _invalid("The specified resource was not found. Specify a valid ARN and try again.")
+
+    # What has neither services nor container instances says so: clients look for them on their way to a task.
+
+    async def list_services(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        self._cluster(request.get("cluster"))
+        return {"serviceArns": []}
+
+    async def describe_services(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        cluster = self._cluster(request.get("cluster"))
+        arns = [name if ":" in name else self._arn(f"service/{cluster.name}/{name}") for name in request["services"]]
+        return {"services": [], "failures": [{"arn": arn, "reason": "MISSING"} for arn in arns]}
+
+    async def list_container_instances(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        self._cluster(request.get("cluster"))
+        return {"containerInstanceArns": []}
+
+    async def describe_container_instances(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        self._cluster(request.get("cluster"))
+        failures = [{"arn": arn, "reason": "MISSING"} for arn in request["containerInstances"]]
+        return {"containerInstances": [], "failures": failures}
 
     async def list_account_settings(self, request: Mapping[str, Any]) -> dict[str, Any]:
         principal = f"arn:aws:iam::{self._account}:root"

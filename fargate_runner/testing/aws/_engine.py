@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from fargate_runner.testing.aws._script import OUT_OF_MEMORY
 from fargate_runner.testing.aws._task import Container, Task
@@ -24,10 +24,11 @@ class Engine(ABC):
     """
     What runs the containers of tasks; the world does everything else.
 
-    The world calls `start` once, when the task is ACTIVATING; never for a task that was stopped before, or that cannot
-    start because of its secrets or log group. It calls `stop` at most once, as soon as the desired status is
-    STOPPED, and `kill` if the host below is gone, perhaps after `stop`. All three return at once: an engine that
-    has to wait does it in tasks of its own. It reports by the world's methods, in this order::
+    The world calls `start` once, when the task is ACTIVATING (or about to be, see `shows_activating`); never for a
+    task that was stopped before, or that cannot start because of its secrets or log group. It calls `stop` at most
+    once, as soon as the desired status is STOPPED, and `kill` if the host below is gone, perhaps after `stop`. All
+    three return at once: an engine that has to wait does it in tasks of its own. It reports by the world's methods, in
+    this order::
 
         world.pulling(task); world.pulled(task)                   # once per task, around all image pulls
         world.container_started(task, name, …)                    # once per container
@@ -42,6 +43,12 @@ class Engine(ABC):
 
     `finished` is due also if all containers ended by themselves, and after `stop` and `kill`; it does nothing the
     second time.
+    """
+
+    shows_activating: ClassVar[bool] = True
+    """
+    Whether a task is shown as ACTIVATING while its containers start. Clients are in wide use that take that state for a
+    failed start; on Fargate it passes too quickly for them to see it often.
     """
 
     world: World

@@ -76,11 +76,11 @@ async def serve(
             stack.enter_context(_values_from(others, aws))
         face = _Face(aws, others)
         app = web.Application(client_max_size=_LARGEST_REQUEST)
+        app.on_shutdown.append(face.close)
         app.router.add_route("*", "/{path:.*}", face.handle)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=30.0, lingering_time=0)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        stack.push_async_callback(face.close)
         site = web.TCPSite(runner, host, port)
         await site.start()
         bound: int = runner.addresses[0][1]
@@ -117,15 +117,20 @@ class _Face:
         self._others = others
         self._ours = _OURS if others is not None else (*_OURS, *_WITHOUT_MOTO)
         self._under_way: set[asyncio.Task[Any]] = set()
+        self._is_closing = False
 
-    async def close(self) -> None:
-        """End every answer that is under way: long polls, streams."""
+    async def close(self, app: web.Application) -> None:
+        """End every answer that is under way: long polls, streams, requests of which only half has come."""
+        del app
+        self._is_closing = True
         waiting = {task for task in self._under_way if task is not asyncio.current_task()}
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
+        if self._is_closing:
+            return _hang_up(request)
         task = asyncio.current_task()
         assert task is not None
         self._under_way.add(task)

@@ -33,9 +33,11 @@ class Clock(Protocol):
 
     def time(self) -> float:
         """Return seconds since some moment. It runs as `anyio.current_time` does."""
+        ...
 
     def utcnow(self) -> datetime:
         """Return the moment that AWS puts in its answers."""
+        ...
 
 
 class RealClock:

@@ -395,6 +395,9 @@ class World:
         if script.fails_to_start and script.fails_in == status:
             self._fail(task, script.fails_to_start)
             return
+        if following == "ACTIVATING" and not self.engine.shows_activating:
+            self._activate(task)  # the state is shown when its containers are there
+            return
         task.status = following
         if following == "PENDING":
             if task.interface is not None:
@@ -469,6 +472,9 @@ class World:
         if container.log is not None and self._logs is not None:
             self._logs.put(container.log.group, container.log.stream)
         if all(other.status != "PENDING" for other in task.containers if other.defined) and not task.stopping:
+            if task.status == "PENDING":
+                task.status = "ACTIVATING"
+                self._changed(task)
             task.status = "RUNNING"
             self._stamp(task, "startedAt")
             for other in task.containers:
