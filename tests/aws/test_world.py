@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
 import anyio
 import pytest
 
-from fargate_runner.testing.aws import ContainerRun, ContainerScript, Pace, TaskScript
+from fargate_runner.testing.aws import ContainerRun, ContainerScript, FakeAws, Pace, TaskScript
 from fargate_runner.testing.clock import VirtualClock
 from tests.aws.account import AWSLOGS, Account, container, main_of
 
@@ -850,3 +851,14 @@ class TestTheTruth:
         assert truth.alive is not None
         assert truth.alive[1] == math.inf
         assert truth.stopped_at is None
+
+
+def test_moments_keep_the_order_of_seconds_whatever_the_wall_clock_does() -> None:
+    class Jumpy(VirtualClock):
+        def utcnow(self) -> datetime:
+            self._start -= timedelta(milliseconds=3)
+            return super().utcnow()
+
+    world = FakeAws(clock=Jumpy()).world
+
+    assert [world.milliseconds(n / 1000) - world.milliseconds(0) for n in range(10)] == list(range(10))

@@ -28,6 +28,8 @@ _CUT: Final = 262_118
 """Bytes after which the awslogs driver begins another event (moby, awslogs driver): such a line goes on."""
 _REREAD: Final = 300
 """Lines that may be read again for the sake of one call less."""
+_REMEMBERED: Final = 2_000
+"""Lines of a stream that are known again when CloudWatch shows them twice, if the overlap is not over before."""
 _LONGEST_ABSENCE: Final = 30.0
 """Seconds until a stream that was not there is asked for again."""
 _LONG_OVER: Final = 120.0
@@ -114,42 +116,118 @@ _SHORTEST_CUT: Final = (_CUT - 3) // 4
 
 
 class _Cursor:
-    """Where a reader stands in a stream that is read alone."""
+    """
+    Where a reader stands in a stream that is read alone.
 
-    __slots__ = ("joined", "last", "same", "skip", "stream", "token")
+    A token stands behind the newest event that it has shown. What CloudWatch takes in later and puts before that is
+    never shown behind the token: for that, the newest part is read again now and then. These events have no ids, so
+    they are told by how many of the same moment and text there are.
+    """
+
+    __slots__ = (
+        "_again",
+        "_boundary",
+        "_floor",
+        "_last",
+        "_looks_back",
+        "_recent",
+        "joined",
+        "look_back_at",
+        "new_at",
+        "stream",
+        "token",
+    )
 
     def __init__(self, stream: str, joined: _Joined) -> None:
         self.stream = stream
         self.joined = joined
         self.token: str | None = None
-        self.last = 0
-        """The moment of the last event, in milliseconds."""
-        self.same = 0
-        """How many events of that moment were read."""
-        self.skip = 0
-        """How many of them are shown again."""
+        self.new_at = float("-inf")
+        """When it was last told anything new, in the loop's seconds."""
+        self.look_back_at = float("inf")
+        self._last = 0
+        """The moment of the newest event, in milliseconds."""
+        self._floor = 0
+        """All that was shown of this moment and later is in the next one."""
+        self._recent: dict[tuple[int, int], int] = {}
+        """How often an event was shown, by its moment and the hash of its text."""
+        self._again: dict[tuple[int, int], int] | None = None
+        """The same of what is shown again."""
+        self._boundary = 0
+        """What is shown again ends there."""
+        self._looks_back = False
+
+    @property
+    def start(self) -> int:
+        """Where to begin without a token, in milliseconds."""
+        return self._floor
+
+    def begin_behind(self, event: Mapping[str, Any], token: str | None) -> None:
+        """Go on behind *event*."""
+        self.token = token
+        self._last = event["timestamp"]
+        self._floor = self._last + 1
+
+    def look_back(self) -> None:
+        """Read the newest part again. The token is given up, as it is when CloudWatch has: they live for a day."""
+        self.token = None
+        self._looks_back, self._again = True, {}
+        self._boundary = self._last
+
+    def has_caught_up(self, overlap: float) -> None:
+        """Say that there is no more for now. After a look back, what can still come is younger by the *overlap*."""
+        if self._looks_back:
+            self._looks_back, self._again = False, None
+            self._forget(self._last - int(overlap * 1000))
 
     def lines(self, events: Sequence[Mapping[str, Any]]) -> list[LogLine]:
-        """Return the lines of a page, and go on behind it."""
-        if self.skip:
-            again = [event for event in events[: self.skip] if event["timestamp"] == self.last]
-            self.skip -= len(again)
-            events = events[len(again) :]
-            if events:
-                self.skip = 0
+        """Return the lines of a page."""
+        if not events:
+            return []
+        if self._again is not None and events[0]["timestamp"] > self._boundary:
+            self._again = None  # from here on, everything is new
+        newest: int = events[-1]["timestamp"]
+        self._last = max(self._last, newest)
+        if self._again is not None:
+            events = self._unknown(events, self._again)
+        else:
+            self._remember(events, newest)
         if events:
-            last: int = events[-1]["timestamp"]
-            if last != self.last:
-                self.last, self.same = last, 0
-            for event in reversed(events):
-                if event["timestamp"] != last:
-                    break
-                self.same += 1
+            self.new_at = anyio.current_time()
         return self.joined.lines(events)
 
-    def lose_token(self) -> None:
-        """Go on from the moment of the last event: CloudWatch's tokens live for a day."""
-        self.token, self.skip = None, self.same
+    def _remember(self, events: Sequence[Mapping[str, Any]], newest: int) -> None:
+        recent = self._recent
+        for number, event in enumerate(reversed(events)):
+            at: int = event["timestamp"]
+            if at < self._floor:
+                break
+            if number >= _REMEMBERED and at < newest:
+                self._forget(at + 1)
+                break
+            key = at, hash(event["message"])
+            recent[key] = recent.get(key, 0) + 1
+        if len(recent) > 2 * _REMEMBERED:
+            # More than that of a single moment are not worth their memory.
+            kept = sorted(at for at, _ in recent)[-_REMEMBERED]
+            self._forget(kept if len(recent) < 10 * _REMEMBERED or kept < newest else newest + 1)
+
+    def _unknown(
+        self, events: Sequence[Mapping[str, Any]], again: dict[tuple[int, int], int]
+    ) -> list[Mapping[str, Any]]:
+        recent, unknown = self._recent, []
+        for event in events:
+            key = event["timestamp"], hash(event["message"])
+            again[key] = times = again.get(key, 0) + 1
+            if times > recent.get(key, 0):
+                recent[key] = times
+                unknown.append(event)
+        return unknown
+
+    def _forget(self, oldest: int) -> None:
+        if oldest > self._floor:
+            self._floor = oldest
+            self._recent = {key: times for key, times in self._recent.items() if key[0] >= oldest}
 
 
 class _End:
@@ -349,6 +427,10 @@ class LogReader:
                 yield line
         while True:
             asked_at = anyio.current_time()
+            for cursor in cursors:
+                if cursor.look_back_at <= asked_at:
+                    cursor.look_back()
+                    cursor.look_back_at = float("inf")
             pending = list(cursors)
             while pending:
                 cursor = pending.pop(0)
@@ -357,6 +439,8 @@ class LogReader:
                     yield line
                 if more:
                     pending.append(cursor)
+                elif asked_at - cursor.new_at <= self._cadence.overlap * 1.5:
+                    cursor.look_back_at = min(cursor.look_back_at, asked_at + self._cadence.overlap / 2)
             end.check()
             until = end.read_until(self._cadence)
             if asked_at >= until:
@@ -370,8 +454,8 @@ class LogReader:
     async def _page(self, group: str, cursor: _Cursor) -> tuple[list[LogLine], bool]:
         """Return the next lines of a stream, and whether there may be more at once."""
         where: dict[str, Any] = {} if cursor.token is None else {"nextToken": cursor.token}
-        if cursor.token is None and cursor.last:
-            where["startTime"] = cursor.last
+        if cursor.token is None and cursor.start:
+            where["startTime"] = cursor.start
         try:
             reply = await self._api.call(
                 "logs.GetLogEvents", logGroupName=group, logStreamName=cursor.stream, startFromHead=True, **where
@@ -380,14 +464,17 @@ class LogReader:
             if _is_no_stream(exc):
                 return [], False
             if exc.trouble is Trouble.INVALID and cursor.token is not None:
-                cursor.lose_token()
+                cursor.look_back()
                 return [], True
             raise _unreadable(group, exc) from exc
         # Empty and short pages are not the end; the token that was sent is (CloudWatch Logs API Reference).
         token = reply.get("nextForwardToken")
         more = token != cursor.token and token is not None
         cursor.token = token or cursor.token
-        return cursor.lines(reply.get("events") or ()), more
+        lines = cursor.lines(reply.get("events") or ())
+        if not more:
+            cursor.has_caught_up(self._cadence.overlap)
+        return lines, more
 
     async def _last(
         self,
@@ -401,16 +488,17 @@ class LogReader:
         found: list[LogLine] = []
         by_stream = {cursor.stream: cursor for cursor in cursors}
         for stream, container in streams.items():
-            lines, forward = await self._last_of(group, stream, tail, _Joined(container, attempt))
-            found += lines
-            if stream in by_stream:
-                by_stream[stream].token = forward
+            events, forward = await self._last_of(group, stream, tail, _Joined(container, attempt), found)
+            if events and stream in by_stream:
+                by_stream[stream].begin_behind(events[-1], forward)
         if len(streams) > 1:
             found.sort(key=_at)
         return found[max(0, len(found) - tail) :]
 
-    async def _last_of(self, group: str, stream: str, tail: int, joined: _Joined) -> tuple[list[LogLine], str | None]:
-        """Return at least the last *tail* lines of a stream, and the token of what comes after them."""
+    async def _last_of(
+        self, group: str, stream: str, tail: int, joined: _Joined, found: list[LogLine]
+    ) -> tuple[Sequence[Mapping[str, Any]], str | None]:
+        """Add the last *tail* lines of a stream to *found*; return the events, and the token of what comes after."""
         events: list[Mapping[str, Any]] = []
         forward: str | None = None
         # One more: the first of them may be the end of a line that was cut.
@@ -422,7 +510,7 @@ class LogReader:
                 )
             except ApiError as exc:
                 if _is_no_stream(exc):
-                    return [], None
+                    return (), None
                 raise _unreadable(group, exc) from exc
             forward = forward or reply.get("nextForwardToken")
             events[:0] = reply.get("events") or ()
@@ -431,7 +519,8 @@ class LogReader:
             if done or len(events) > tail:
                 lines = joined.lines(events) + joined.rest()
                 if done or len(lines) > tail:
-                    return lines[max(0, len(lines) - tail) :], forward
+                    found += lines[max(0, len(lines) - tail) :]
+                    return events, forward
             where["nextToken"] = token
 
     # ---- together --------------------------------------------------------------------------------------------------
@@ -497,7 +586,8 @@ class LogReader:
             for tail in self._tails
             if tail.group == group and not tail.paused and not tail.asking and self._is_due(tail, now)
         ]
-        # One unknown name refuses a whole call: those that were never there do not share one with those that were.
+        # One unknown name refuses a whole call: those that were never there do not share one with those that were. Nor
+        # does one with much to catch up, of which a sweep takes only a part, with those that want all pages.
         ready.sort(key=_place)
         span = self._cadence.overlap * 1000
         chunk: list[_Tail] = []
@@ -505,7 +595,8 @@ class LogReader:
         for tail in ready:
             if chunk:
                 again += len(tail.seen) * (tail.cut - chunk[0].cut) / span
-                if len(chunk) == _STREAMS_PER_CALL or again > _REREAD or tail.known != chunk[0].known:
+                alike = tail.known == chunk[0].known and tail.behind == chunk[0].behind
+                if len(chunk) == _STREAMS_PER_CALL or again > _REREAD or not alike:
                     yield chunk
                     chunk, again = [], 0.0
             chunk.append(tail)
@@ -644,6 +735,8 @@ class LogReader:
     def _settle(self, tail: _Tail, floor: int) -> None:
         """Forget what cannot come again."""
         cut = max(tail.frontier - int(self._cadence.overlap * 1000), floor)
+        if len(tail.seen) > 2 * _REMEMBERED:
+            cut = max(cut, sorted(tail.seen.values())[-_REMEMBERED])
         if cut > tail.cut:
             tail.cut = cut
             tail.seen = {event: at for event, at in tail.seen.items() if at >= cut}
@@ -653,8 +746,8 @@ def _order(event: Mapping[str, Any]) -> tuple[int, int, str]:
     return event["timestamp"], event.get("ingestionTime", 0), event["eventId"]
 
 
-def _place(tail: _Tail) -> tuple[bool, int]:
-    return tail.known, tail.cut
+def _place(tail: _Tail) -> tuple[bool, bool, int]:
+    return tail.known, tail.behind, tail.cut
 
 
 def _at(line: LogLine) -> datetime:

@@ -193,6 +193,9 @@ class World:
         emit: Callable[[dict[str, Any]], object] | None = None,
     ) -> None:
         self.clock = clock
+        # One for all: two clocks of a machine are never read at the same moment, and what was written later must not
+        # look as if it was written before.
+        self._zero = clock.utcnow() - timedelta(seconds=clock.time())
         self.region = region
         self.account = account
         self.seed = seed
@@ -237,12 +240,12 @@ class World:
 
     def moment(self, seconds: float) -> datetime:
         """Return a moment of the clock as AWS writes it: to the millisecond."""
-        exact = self.clock.utcnow() + timedelta(seconds=seconds - self.clock.time())
+        exact = self._zero + timedelta(seconds=seconds)
         return exact.replace(microsecond=exact.microsecond // 1000 * 1000)
 
     def milliseconds(self, seconds: float) -> int:
         """Return a moment of the clock as CloudWatch writes it."""
-        exact = self.clock.utcnow() + timedelta(seconds=seconds - self.clock.time())
+        exact = self._zero + timedelta(seconds=seconds)
         return int((exact - _EPOCH) / timedelta(milliseconds=1))
 
     def at(self, moment: float, act: Callable[[], None]) -> Due:
