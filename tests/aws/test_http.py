@@ -397,6 +397,23 @@ async def test_a_presigned_url_works(any_client: Client) -> None:
 
 
 @needs_moto
+async def test_what_not_even_moto_knows_is_said_once_and_for_all(any_client: Client) -> None:
+    async with any_client("pricing") as pricing:
+        with pytest.raises(ClientError, match="pricing") as caught:
+            await pricing.get_products(ServiceCode="AmazonECS")
+
+    assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 501
+
+
+async def test_a_protocol_that_is_not_spoken_is_refused(url: str) -> None:
+    where = f"{url}/service/AmazonEC2ContainerServiceV20141113/operation/ListClusters"
+    async with aiohttp.ClientSession() as http, http.post(where, headers={"Smithy-Protocol": "rpc-v2-cbor"}) as answer:
+        said = await answer.text()
+
+    assert (answer.status, "rpc-v2-cbor" in said) == (400, True)
+
+
+@needs_moto
 async def test_ours_stays_ours_beside_moto(any_client: Client) -> None:
     async with any_client("ecs") as ecs, any_client("sqs") as sqs, any_client("sts") as sts:
         clusters = (await ecs.list_clusters())["clusterArns"]

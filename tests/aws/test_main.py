@@ -107,6 +107,13 @@ def test_a_port_that_is_taken_is_said_in_one_line() -> None:
     assert ended.stdout == ""
 
 
+def test_a_number_that_is_no_port_is_said_without_a_traceback() -> None:
+    ended = subprocess.run([*PROGRAM, "--port", "99999"], capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 2
+    assert ended.stderr.endswith("99999 is no port: they go from 0 to 65535\n")
+
+
 def test_an_address_that_is_not_ours_is_said_in_one_line() -> None:
     ended = subprocess.run([*PROGRAM, "--host", "192.0.2.1"], capture_output=True, text=True, check=False)
 

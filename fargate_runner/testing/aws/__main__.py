@@ -34,6 +34,13 @@ say. Everything else in a command is taken for something that works.
 """
 
 
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65_535:
+        raise argparse.ArgumentTypeError(f"{number} is no port: they go from 0 to 65535")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fargate_runner.testing.aws",
@@ -42,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--port", type=int, default=0, help="0, the default, is one that is free")
+    parser.add_argument("--port", type=_port, default=0, help="0, the default, is one that is free")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: %(default)s)")
     parser.add_argument("--docker", action="store_true", help="tasks are real containers of the local Docker engine")
     parser.add_argument("--network", default="bridge", help="of the containers (default: %(default)s)")

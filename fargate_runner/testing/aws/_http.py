@@ -157,9 +157,19 @@ class _Face:
             return await self._ask(request, question, request_id)
         if path == "/" and request.method == "GET" and not query and service_of(request.headers, request.query) is None:
             return self._welcome(request)
-        if self._others is not None:
+        if request.headers.get("Smithy-Protocol"):
+            said = (
+                f"the fake AWS does not speak {request.headers['Smithy-Protocol']}; have the client use JSON or query"
+            )
+            error = AwsError("UnknownOperationException", said)
+            return _response(write_error(Asked(service="ecs", operation="", protocol="json"), error, request_id))
+        if self._others is None:
+            return _response(self._nobody(request, request_id))
+        try:
             return _response(await self._others.answer(request.method, path, query, request.headers.items(), body))
-        return _response(self._nobody(request, request_id))
+        except Exception:  # noqa: BLE001 (moto's own failure: it is logged, and the client is not to try it again)
+            _log.exception("moto failed at %s %s", request.method, path)
+            return _response(self._nobody(request, request_id, failed=True))
 
     async def _ask(self, request: web.Request, question: Asked, request_id: str) -> web.StreamResponse:
         access_key = access_key_of(request.headers, request.query)
@@ -223,12 +233,14 @@ class _Face:
         url = f"http://{request.host}"
         return web.Response(text=_WELCOME.format(others=others, url=url, region=self._aws.region))
 
-    def _nobody(self, request: web.Request, request_id: str) -> Written:
+    def _nobody(self, request: web.Request, request_id: str, *, failed: bool = False) -> Written:
         """Say that the service is nobody's here."""
         service = service_of(request.headers, request.query)
         target = request.headers.get("X-Amz-Target", "")
         named = service or target.partition(".")[0] or f"{request.method} {request.path}"
         message = f"the fake AWS does not speak {named}; moto would: pip install 'moto[server]' and start it again"
+        if failed:
+            message = f"neither the fake AWS nor moto can answer {named}; the log of the fake AWS says more"
         error = AwsError("NotImplemented", message, status=501)
         protocol = "json" if target or "json" in request.headers.get("Content-Type", "") else "query"
         return write_error(Asked(service="sts", operation="", protocol=protocol), error, request_id)
