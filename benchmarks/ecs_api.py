@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from benchmarks._report import Row
@@ -106,16 +108,35 @@ def _task(number: int) -> dict[str, Any]:
 
 
 def _replies() -> dict[str, bytes]:
-    events = [
-        {"timestamp": 1778065333877 + n, "ingestionTime": 1778065334877 + n, "message": f"{n:>10} " + "x" * 59}
-        for n in range(_LINES)
-    ]
     replies = {
         "RunTask": {"tasks": [_task(0)], "failures": []},
         "DescribeTasks": {"tasks": [_task(n) for n in range(100)], "failures": []},
-        "GetLogEvents": {"events": events, "nextForwardToken": "f/1/s", "nextBackwardToken": "b/1/s"},
     }
-    return {operation: json.dumps(reply).encode() for operation, reply in replies.items()}
+    return {operation: json.dumps(reply).encode() for operation, reply in replies.items()} | {
+        "GetLogEvents": _page(0, 1)
+    }
+
+
+@functools.lru_cache(maxsize=16)
+def _page(number: int, pages: int) -> bytes:
+    """Return a page of a stream of that many *pages*, or the empty one behind the last."""
+    numbers = range(number * _LINES, (number + 1) * _LINES) if number < pages else ()
+    events = [
+        {"timestamp": 1778065333877 + n, "ingestionTime": 1778065334877 + n, "message": f"{n:>10} " + "x" * 59}
+        for n in numbers
+    ]
+    forward = f"f/{min(number + 1, pages)}/s"
+    return json.dumps({"events": events, "nextForwardToken": forward, "nextBackwardToken": "b/1/s"}).encode()
+
+
+def _page_asked_for(request: bytes) -> bytes | None:
+    """Return the page of a stream that is named after how many it has."""
+    asked = json.loads(request)
+    pages = str(asked.get("logStreamName", "")).removeprefix("fr/pages/")
+    if not pages.isdigit():
+        return None
+    token = asked.get("nextToken", "f/0/s")
+    return _page(int(token.split("/")[1]), int(pages))
 
 
 class _Canned(asyncio.Protocol):
@@ -134,9 +155,11 @@ class _Canned(asyncio.Protocol):
             length = int(found[1]) if (found := re.search(r"^content-length: *(\d+)", head, re.MULTILINE)) else 0
             if len(self._received) < end + 4 + length:
                 return
-            self._received = self._received[end + 4 + length :]
+            request, self._received = self._received[end + 4 : end + 4 + length], self._received[end + 4 + length :]
             target = re.search(r"^x-amz-target: *\S+\.(\w+)", head, re.MULTILINE)
             body = next((b for name, b in self.replies.items() if target and name.lower() == target[1]), b"{}")
+            if target and target[1] == "getlogevents":
+                body = _page_asked_for(request) or body
             self._transport.write(
                 b"HTTP/1.1 200 OK\r\nContent-Type: application/x-amz-json-1.1\r\n"
                 b"x-amzn-RequestId: 11111111-2222-4333-8444-555555555555\r\n"
@@ -224,6 +247,54 @@ async def _stock(url: str) -> AsyncGenerator[Ask]:
 
 _WAYS: Final = {"ours": _ours, "stock": _stock}
 
+Read = Callable[[int], Awaitable[int]]
+"""Reads a stream of so many pages to its end, looks at the text of each line, and returns how many there were."""
+
+
+@asynccontextmanager
+async def _our_reader(url: str) -> AsyncGenerator[Read]:
+    from fargate_runner.backends.ecs._api import Api, Budget
+    from fargate_runner.backends.ecs._logs import LogCadence, LogReader
+
+    plenty = Budget(get_log_events=1e9)
+    api = Api(region=_REGION, endpoint_url=url, budget=plenty)
+
+    async def read(pages: int) -> int:
+        count = 0
+        streams = {f"fr/pages/{pages}": "main"}
+        async for line in reader.read("/fr", streams, tail=None, attempt=1, over_at=None):
+            count += line.text != ""
+        return count
+
+    async with api.running():
+        reader = LogReader(api, utcnow=lambda: datetime.now(UTC), cadence=LogCadence())
+        yield read
+        assert api.parser == "fast"
+
+
+@asynccontextmanager
+async def _stock_reader(url: str) -> AsyncGenerator[Read]:
+    import aioboto3
+
+    async with aioboto3.Session(region_name=_REGION).client("logs", endpoint_url=url) as logs:
+
+        async def read(pages: int) -> int:
+            count, where = 0, dict[str, str]()
+            while True:
+                reply = await logs.get_log_events(
+                    logGroupName="/fr", logStreamName=f"fr/pages/{pages}", startFromHead=True, **where
+                )
+                for event in reply["events"]:
+                    count += event["message"] != ""
+                if reply["nextForwardToken"] == where.get("nextToken"):
+                    return count
+                where["nextToken"] = reply["nextForwardToken"]
+
+        yield read
+
+
+_READERS: Final = {"ours": _our_reader, "stock": _stock_reader}
+
 
 async def _cpu_of(ask: Ask, operation: str, times: int) -> float:
     began = time.process_time()
@@ -246,6 +317,22 @@ async def _in_turns(url: str, rounds: int) -> dict[str, tuple[float, float]]:
     return found
 
 
+async def _readers_in_turns(url: str, rounds: int, pages: int = 3) -> tuple[float, float]:
+    """Return CPU seconds for each line: ours, then aioboto3's."""
+
+    async def cpu_of(read: Read) -> float:
+        began = time.process_time()
+        count = await read(pages)
+        assert count == pages * _LINES
+        return (time.process_time() - began) / count
+
+    async with _our_reader(url) as ours, _stock_reader(url) as stock:
+        await ours(pages), await stock(pages)
+        figures = [(await cpu_of(ours), await cpu_of(stock)) for _ in range(rounds)]
+    mine, theirs = (statistics.median(column) for column in zip(*figures, strict=True))
+    return mine, theirs
+
+
 # ---- whole processes -----------------------------------------------------------------------------------------------
 
 
@@ -253,6 +340,11 @@ async def _once(way: str, url: str, operation: str, times: int) -> None:
     async with _WAYS[way](url) as ask:
         for _ in range(times):
             await ask(operation)
+
+
+async def _read_once(way: str, url: str, pages: int) -> None:
+    async with _READERS[way](url) as read:
+        assert await read(pages) == pages * _LINES
 
 
 async def _stall(way: str, url: str) -> float:
@@ -305,12 +397,18 @@ def _instructions_of_a_call(way: str, url: str, operation: str, times: int) -> f
     return (many - few) / times
 
 
+def _instructions_of_a_line(way: str, url: str, pages: int = 4) -> float:
+    """Return the instructions of one line read: what more pages make a process longer by."""
+    few, many = (_instructions("read", way, url, str(count)) for count in (2, 2 + pages))
+    return (many - few) / (pages * _LINES)
+
+
 # ---- the table -----------------------------------------------------------------------------------------------------
 
 _GOALS: Final = {
     "RunTask": ("submit path: one RunTask", 1.15, "client.run_task"),
     "DescribeTasks": ("one poll of 100 tasks", 0.35, "client.describe_tasks"),
-    "GetLogEvents": ("reading logs, a line", 0.35, "client.get_log_events"),
+    "GetLogEvents": ("one page of 10,000 lines, a line", 0.35, "client.get_log_events"),
 }
 
 
@@ -318,6 +416,11 @@ def _row(operation: str, kind: str, ours: float, theirs: float, unit: str, scale
     name, goal, against = _GOALS[operation]
     scale /= _LINES if operation == "GetLogEvents" else 1
     return Row(f"ecs, {name}: {kind}", ours * scale, theirs * scale, unit, f"aioboto3 {against}", goal)
+
+
+def _reading_row(kind: str, ours: float, theirs: float, unit: str, scale: float) -> Row:
+    name = f"ecs, reading log lines through LogReader, a line: {kind}"
+    return Row(name, ours * scale, theirs * scale, unit, "paging with aioboto3 client.get_log_events", 0.35)
 
 
 @contextmanager
@@ -348,6 +451,7 @@ def run(*, rounds: int = 15, instructions: bool = True) -> list[Row]:
     with _somebody(), _server() as url:
         for operation, (ours, theirs) in asyncio.run(_in_turns(url, rounds)).items():
             rows.append(_row(operation, "CPU", ours, theirs, "us", 1e6))
+        rows.append(_reading_row("CPU", *asyncio.run(_readers_in_turns(url, rounds)), "us", 1e6))
         cold = [[_cpu_of_process("ask", way, url, "RunTask", "1") for way in _WAYS] for _ in range(max(3, rounds // 3))]
         ours, theirs = (statistics.median(column) for column in zip(*cold, strict=True))
         rows.append(Row("ecs, cold process to the first answer: CPU", ours * 1e3, theirs * 1e3, "ms", "aioboto3"))
@@ -359,6 +463,8 @@ def run(*, rounds: int = 15, instructions: bool = True) -> list[Row]:
             for operation, times in (("RunTask", 40), ("DescribeTasks", 10), ("GetLogEvents", 4)):
                 ours, theirs = (_instructions_of_a_call(way, url, operation, times) for way in _WAYS)
                 rows.append(_row(operation, "instructions", ours, theirs, "M", 1e-6))
+            ours, theirs = (_instructions_of_a_line(way, url) for way in _READERS)
+            rows.append(_reading_row("instructions", ours, theirs, "k", 1e-3))
     return rows
 
 
@@ -373,12 +479,18 @@ def main() -> None:
         if part == "ask":
             asking.add_argument("operation", choices=_METHODS)
             asking.add_argument("times", type=int)
+    reading = parts.add_parser("read")
+    reading.add_argument("way", choices=_READERS)
+    reading.add_argument("url")
+    reading.add_argument("pages", type=int)
     given = parser.parse_args()
     match given.part:
         case "serve":
             asyncio.run(_serve())
         case "ask":
             asyncio.run(_once(given.way, given.url, given.operation, given.times))
+        case "read":
+            asyncio.run(_read_once(given.way, given.url, given.pages))
         case _:
             print(asyncio.run(_stall(given.way, given.url)))
 

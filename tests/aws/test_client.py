@@ -97,8 +97,8 @@ async def test_an_operation_that_does_not_exist_is_no_method(ecs: Any) -> None:
 
 
 async def test_every_operation_of_the_model_is_a_method(ecs: Any) -> None:
-    with pytest.raises(ClientError, match=r"UnknownOperationException.*DescribeServices"):
-        await ecs.describe_services(services=["web"])
+    with pytest.raises(ClientError, match=r"UnknownOperationException.*CreateService"):
+        await ecs.create_service(serviceName="web")
 
 
 async def test_a_client_is_not_used_after_its_block(session: FakeSession) -> None:

@@ -184,7 +184,7 @@ class _Cursor:
         """Return the lines of a page."""
         if not events:
             return []
-        if self._again is not None and events[0]["timestamp"] > self._boundary:
+        if self._again is not None and min(event["timestamp"] for event in events) > self._boundary:
             self._again = None  # from here on, everything is new
         newest: int = events[-1]["timestamp"]
         self._last = max(self._last, newest)
@@ -201,7 +201,7 @@ class _Cursor:
         for number, event in enumerate(reversed(events)):
             at: int = event["timestamp"]
             if at < self._floor:
-                break
+                continue
             if number >= _REMEMBERED and at < newest:
                 self._forget(at + 1)
                 break
@@ -218,6 +218,8 @@ class _Cursor:
         recent, unknown = self._recent, []
         for event in events:
             key = event["timestamp"], hash(event["message"])
+            if key[0] < self._floor:
+                continue
             again[key] = times = again.get(key, 0) + 1
             if times > recent.get(key, 0):
                 recent[key] = times
@@ -542,7 +544,7 @@ class LogReader:
                         self._wake.set()
                 for tail in tails:
                     if tail.error is not None:
-                        raise tail.error
+                        raise tail.error.with_traceback(None)  # others who share the sweep raise it too
                 end.check()
                 until = end.read_until(self._cadence)
                 if all(tail.swept_from >= until and not (tail.buffer or tail.staged) for tail in tails):
