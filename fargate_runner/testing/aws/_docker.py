@@ -106,8 +106,9 @@ class DockerEngine(Engine):
     # ---- what the world asks for -----------------------------------------------------------------------------------
 
     def start(self, task: Task) -> None:
+        if self._tasks is None:
+            return  # closed while the task was on its way
         run = self._runs[task.arn] = _Run(task)
-        assert self._tasks is not None, "the engine is not running"
         self._tasks.start_soon(self._see_through, run)
 
     def stop(self, task: Task) -> None:
@@ -473,10 +474,11 @@ class DockerEngine(Engine):
         """Remove all containers, whatever they are at, and then the volumes."""
         self._backend.clearing = None
         try:
-            for run in self._runs.values():
+            runs = tuple(self._runs.values())
+            for run in runs:
                 if run.ref is not None and run.record is not None and not run.record.settled.is_set():
                     await self._backend.stop(run.ref, reason="the fake AWS is closed")
-            for run in self._runs.values():
+            for run in runs:
                 if run.record is not None:
                     await run.record.settled.wait()
             await self._backend.remove_labelled(f"{LABEL}{_OURS}={self._nonce}")
