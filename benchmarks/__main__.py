@@ -1,7 +1,7 @@
 """
 `python -m benchmarks [PART …] [--json FILE] [--quick]`: every benchmark, beside its reference, in one table.
 
-Parts: imports, process, docker, logs. Without any, those that can run here. A missed goal is said, and exits with 1.
+Parts: imports, process, docker, logs, ecs-api, ecs-jobs. Without any, those that can run here. A missed goal is said, and exits with 1.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import docker_jobs, docker_logs, imports, process_jobs
+from benchmarks import docker_jobs, docker_logs, ecs_api, ecs_jobs, imports, process_jobs
 from benchmarks._report import Row, show, write
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="imports, process, docker, logs")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="imports, process, docker, logs, ecs-api, ecs-jobs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: figures for a glance only")
     given = parser.parse_args()
@@ -25,6 +25,8 @@ def main() -> int:
         "process": lambda: process_jobs.run(rounds=2 if given.quick else 5),
         "docker": lambda: docker_jobs.run(**({"jobs": 5, "at_once": 10, "rounds": 1} if given.quick else {})),
         "logs": lambda: docker_logs.run(lines=30_000 if given.quick else 1_000_000),
+        "ecs-api": lambda: ecs_api.run(**({"rounds": 3, "instructions": False} if given.quick else {})),
+        "ecs-jobs": lambda: ecs_jobs.run(**({"jobs": 200} if given.quick else {})),
     }
     if unknown := set(given.parts) - set(parts):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")

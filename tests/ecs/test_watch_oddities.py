@@ -11,6 +11,7 @@ import pytest
 
 from fargate_runner import BackendError, Cause
 from fargate_runner._lifecycle import Phase, Snapshot
+from fargate_runner.backends.ecs._watch import Watch
 from fargate_runner.testing.aws import ContainerScript, FakeAws, Quotas, TaskScript
 from fargate_runner.testing.clock import VirtualClock
 from tests.ecs.test_watch import arns_of, launch, looks, until_end, watching
@@ -35,6 +36,12 @@ def bend(aws: FakeAws, how: Callable[[Reply], None]) -> None:
         return reply
 
     aws.ecs.describe_tasks = describe_tasks  # type: ignore[method-assign]
+
+
+async def keep_asking(watch: Watch, arn: str) -> None:
+    while True:
+        with pytest.raises(BackendError):
+            await watch.observe(arn, "main", after=None)
 
 
 class TestFailuresThatAreNotMissing:
@@ -83,6 +90,26 @@ class TestFailuresThatAreNotMissing:
 
         assert end.exit_code == 0
         assert len(told) == 1
+
+    async def test_the_fault_of_one_task_keeps_no_other_from_being_missing(self, aws: FakeAws) -> None:
+        first, second = await arns_of(aws, 2)
+        await anyio.sleep(1000)
+
+        def fail(reply: Reply) -> None:
+            failures = {first: "Internal error.", second: "MISSING"}
+            reply.update(tasks=[], failures=[{"arn": arn, "reason": reason} for arn, reason in failures.items()])
+
+        bend(aws, fail)
+
+        async with watching(aws) as watch:
+            with pytest.raises(BackendError):
+                await watch.observe(first, "main", after=None)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(keep_asking, watch, first)
+                end = await until_end(watch, second)
+                tasks.cancel_scope.cancel()
+
+        assert end.cause is Cause.VANISHED
 
     async def test_the_word_missing_counts_in_any_case(self, aws: FakeAws) -> None:
         (arn,) = await arns_of(aws)

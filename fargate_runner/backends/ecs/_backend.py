@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence, Set
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, ClassVar, Final, Self
@@ -32,7 +32,7 @@ from fargate_runner._errors import (
 from fargate_runner._job import Job, Secret
 from fargate_runner._lifecycle import Cause, LogLine, Phase, Proof, Snapshot
 from fargate_runner.backends.ecs import _discover, _wire
-from fargate_runner.backends.ecs._api import Api, ApiError, Budget, Trouble
+from fargate_runner.backends.ecs._api import Api, ApiError, Budget, Trouble, _Call
 from fargate_runner.backends.ecs._config import Capacity, EcsOptions, LogGroup, Network, Roles
 from fargate_runner.backends.ecs._logs import LogCadence, LogReader
 from fargate_runner.backends.ecs._taskdefs import Definition, TaskDefinitions
@@ -49,6 +49,12 @@ _VISIBLE_AFTER: Final = 300.0
 _CLUSTER: Final = re.compile(r"(arn:aws[a-z-]*:ecs:[a-z0-9-]+:\d{12}:cluster/)?[A-Za-z0-9_-]{1,255}\Z", re.ASCII)
 _S3: Final = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?P<prefix>/[^\s]*)?\Z", re.ASCII)
 _PARAMETER_PATH: Final = re.compile(r"(/[A-Za-z0-9_.-]+){1,10}/?\Z", re.ASCII)
+_THROTTLES_PATIENCE: Final = 60.0
+"""Seconds of nothing but throttles after which a launch is given back to the caller, who may not want it any more."""
+_TURN_KEPT: Final = 10.0
+"""Seconds after which a turn that was waited for counts as not wanted any more."""
+_CLEANING_UP: Final = 60.0
+"""Seconds that deleting the secrets of ended jobs may hold up anything else."""
 _UNTIL_VISIBLE: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """Seconds between looks at a task that ECS named itself and does not describe yet."""
 _KEPT_BY_ECS: Final = 2 * 3600.0
@@ -67,7 +73,6 @@ class _Placed:
     """If this process launched it: ECS may not list it yet."""
     submitted_at: float | None = None
     request_id: str = ""
-    parameters: tuple[str, ...] = ()
 
 
 class EcsBackend(Backend):
@@ -175,9 +180,10 @@ class EcsBackend(Backend):
         self._api = self._make_api()
         self._placed: dict[str, _Placed] = {}
         self._forgotten: dict[str, float] = {}
-        self._doubtful: dict[str, float] = {}
+        self._doubtful: dict[str, tuple[str, float]] = {}
         self._spilled: set[str] = set()
-        self._cluster_checked = self._group_checked = False
+        self._parameters_of: dict[str, set[str]] = {}
+        self._cluster_checked = self._group_checked = self._group_made = False
         self._checking = anyio.Lock()
         async with self._api.running():
             if not self.cluster:
@@ -186,10 +192,14 @@ class EcsBackend(Backend):
             self._watch = Watch(self._api, self.cluster, utcnow=self._utcnow, cadence=self._cadence)
             self._reader = LogReader(self._api, utcnow=self._utcnow, cadence=self._log_cadence)
             self._finder = _Finder(self._api, self.cluster)
+            self._turns = _Turns(self._api)
             async with sheltered_tasks() as tasks:
                 tasks.start_soon(self._watch.run)
                 tasks.start_soon(self._reader.run)
-                yield
+                try:
+                    yield
+                finally:
+                    await self._leave_no_secrets()
 
     # ---- prepare ---------------------------------------------------------------------------------------------------
 
@@ -204,8 +214,10 @@ class EcsBackend(Backend):
             raise InvalidJob("image", None, "ECS runs containers", "give the job an image, or an ecs.task_definition")
         else:
             request, definition = await self._plan_derived(job, identity, options, parameters)
+        token: str = request["clientToken"]
+        await self._turns.wait(token)
         return Launch(
-            token=request["clientToken"],
+            token=token,
             identity=identity,
             job_name=job.name,
             description=job.describe(),
@@ -386,7 +398,10 @@ class EcsBackend(Backend):
         except ApiError as exc:
             if exc.code != "ResourceAlreadyExistsException":
                 raise
-            return  # its retention is its owner's
+            # Its retention is its owner's, unless it was an earlier try of ours that made it.
+            if not (exc.in_doubt or self._group_made):
+                return
+        self._group_made = True
         if group.retention_days is not None:
             await self._api.call(
                 "logs.PutRetentionPolicy", logGroupName=group.name, retentionInDays=group.retention_days
@@ -403,10 +418,19 @@ class EcsBackend(Backend):
         raise AssertionError("a shielded scope swallows nothing")
 
     async def _run(self, launch: Launch, owner: str) -> TaskRef:
-        await self._keep_secrets(launch)
-        begun = anyio.current_time()
         try:
-            reply = await self._api.call("ecs.RunTask", **launch.request["run_task"])
+            await self._keep_secrets(launch, owner)
+            return await self._run_task(launch, owner)
+        except LaunchRejected:  # whoever launches it again brings its secrets again
+            with anyio.move_on_after(_CLEANING_UP):
+                await self._drop_secrets(owner)
+            raise
+
+    async def _run_task(self, launch: Launch, owner: str) -> TaskRef:
+        begun = anyio.current_time()
+        self._turns.take(launch.token)
+        try:
+            reply = await self._api._try(_LaunchCall(self._api, "ecs.RunTask", launch.request["run_task"]))
         except ApiError as exc:
             return await self._not_run(launch, owner, exc)
         self._doubtful.pop(owner, None)
@@ -416,9 +440,10 @@ class EcsBackend(Backend):
             raise _refused(launch, reply, request_id)
         return self._take(launch, task, owner, begun, request_id)
 
-    async def _keep_secrets(self, launch: Launch) -> None:
+    async def _keep_secrets(self, launch: Launch, owner: str) -> None:
         for name, secret in launch.secrets.items():
             if isinstance(secret, Secret):
+                self._parameters_of.setdefault(owner, set()).add(launch.request["parameters"][name])
                 await self._api.call(
                     "ssm.PutParameter",
                     Name=launch.request["parameters"][name],
@@ -427,6 +452,28 @@ class EcsBackend(Backend):
                     Tier="Intelligent-Tiering",
                     Overwrite=True,
                 )
+
+    async def _drop_secrets(self, owner: str) -> None:
+        """Delete what was kept for the tasks of *owner*, if none of them is left that this process knows of."""
+        if self._is_in_doubt(owner) or any(placed.owner == owner for placed in self._placed.values()):
+            return
+        names = self._parameters_of.get(owner, set())
+        while names:
+            name = min(names)
+            try:
+                await self._api.call("ssm.DeleteParameter", Name=name)
+            except ApiError as exc:
+                if exc.trouble is not Trouble.NOT_FOUND:
+                    raise
+            names.discard(name)
+        self._parameters_of.pop(owner, None)
+
+    async def _leave_no_secrets(self) -> None:
+        """Delete what an earlier try could not."""
+        with anyio.move_on_after(_CLEANING_UP, shield=True):
+            for owner in tuple(self._parameters_of):
+                with suppress(BackendError):
+                    await self._drop_secrets(owner)
 
     def _take(self, launch: Launch, task: Mapping[str, Any], owner: str, begun: float, request_id: str) -> TaskRef:
         arn = _wire.task_arn(task)
@@ -447,7 +494,6 @@ class EcsBackend(Backend):
             ref=ref,
             submitted_at=begun,
             request_id=request_id,
-            parameters=tuple(launch.request["parameters"].values()),
         )
         self._watch.saw(task, "run-task")
         return ref
@@ -456,9 +502,13 @@ class EcsBackend(Backend):
         """Say what a RunTask that raised means: adopted, refused, or nobody knows."""
         if exc.trouble is Trouble.CONFLICT:
             return await self._adopt(launch, owner, exc)
-        if exc.trouble in {Trouble.TRANSIENT, Trouble.THROTTLED, Trouble.EXPIRED, Trouble.UNKNOWN} or exc.in_doubt:
-            self._doubtful[owner] = anyio.current_time()
+        if exc.in_doubt or exc.trouble is Trouble.UNKNOWN:
+            self._doubtful[owner] = launch.token, anyio.current_time()
             raise exc
+        if exc.retryable:  # no try of it had any effect
+            error = PlacementRefused if exc.trouble is Trouble.THROTTLED else LaunchRejected
+            said = f"ECS took no launch of {launch.job_name!r}: {exc}"
+            raise error(said, operation="RunTask", code=exc.code, retryable=True) from exc
         arn = launch.request["run_task"]["taskDefinition"]
         if _wire.is_inactive(exc.aws_message) and launch.request["definition_is_ours"]:
             # Another deployer deregistered it. The next placement registers it again.
@@ -627,11 +677,18 @@ class EcsBackend(Backend):
             for arn, placed in self._placed.items()
             if placed.owner == owner and placed.ref is not None and arn not in listed
         ]
-        doubt = self._doubtful.get(owner)
-        if doubt is not None and not found and anyio.current_time() - doubt < _VISIBLE_AFTER:
+        if self._is_in_doubt(owner, {ref.token for ref in found}):
             said = f"ECS did not answer to the launch of {key!r}, and may not list yet what it started"
             raise BackendError(said, operation="ListTasks", retryable=True)
         return sorted(found, key=lambda ref: (ref.attempt, ref.created_at or datetime.min.replace(tzinfo=UTC)))
+
+    def _is_in_doubt(self, owner: str, found: Set[str] = frozenset()) -> bool:
+        """Whether a launch was not answered, and ECS, which lists tasks with the tokens *found*, may not list it yet."""
+        token, since = self._doubtful.get(owner, ("", float("-inf")))
+        if token in found or anyio.current_time() - since >= _VISIBLE_AFTER:
+            self._doubtful.pop(owner, None)
+            return False
+        return True
 
     async def forget(self, ref: TaskRef) -> None:
         self._check_open()
@@ -644,14 +701,8 @@ class EcsBackend(Backend):
         self._forgotten[ref.address] = now
         self._watch.forget(ref.address)
         placed = self._placed.pop(ref.address, None)
-        if placed is None or any(other.owner == placed.owner for other in self._placed.values()):
-            return
-        for name in placed.parameters:
-            try:
-                await self._api.call("ssm.DeleteParameter", Name=name)
-            except ApiError as exc:
-                if exc.trouble is not Trouble.NOT_FOUND:
-                    raise
+        if placed is not None:
+            await self._drop_secrets(placed.owner)
 
     async def prune(self, namespace: str, *, unused_since: timedelta = timedelta(days=30)) -> list[str]:
         """
@@ -760,6 +811,53 @@ async def _describe(api: Api, cluster: str, arns: Sequence[str]) -> list[Mapping
         reply = await api.call("ecs.DescribeTasks", cluster=cluster, tasks=list(arns[start : start + 100]))
         found.extend(reply.get("tasks", ()))
     return found
+
+
+class _LaunchCall(_Call):
+    """A RunTask: whoever waits for it cannot be cancelled, so it does not wait for the end of throttles for ever."""
+
+    def goes_on(self, error: BaseException) -> bool:
+        if isinstance(error, ApiError) and error.trouble is Trouble.THROTTLED:
+            lasted = anyio.current_time() - self._since[error.trouble]
+            return lasted < _THROTTLES_PATIENCE and super().goes_on(error)
+        return super().goes_on(error)
+
+
+class _Turns:
+    """
+    The turns of launches under AWS's quota, waited for before they are submitted.
+
+    A submission must not be cancelled, so nobody should have to wait long in one: of two thousand jobs that are told to
+    end at once, those that have not had their turn are not launched any more.
+    """
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._kept: dict[str, float] = {}
+        """Since when launches have a turn that they have not used, by token, the oldest first."""
+
+    async def wait(self, token: str) -> None:
+        """Wait for the turn of a launch; it is kept for a while."""
+        if token in self._kept:
+            return
+        while not self._inherit():
+            with anyio.move_on_after(_TURN_KEPT) as scope:
+                await self._api.reserve("ecs.RunTask")
+            if not scope.cancelled_caught:
+                break
+        self._kept[token] = anyio.current_time()
+
+    def take(self, token: str) -> None:
+        """Use the turn of a launch, if it has one."""
+        self._kept.pop(token, None)
+
+    def _inherit(self) -> bool:
+        """Take over the turn of a launch that was prepared and never submitted. Unused turns would block the queue."""
+        oldest = next(iter(self._kept), None)
+        if oldest is None or anyio.current_time() - self._kept[oldest] < _TURN_KEPT:
+            return False
+        del self._kept[oldest]
+        return True
 
 
 class _Finder:
