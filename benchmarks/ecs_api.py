@@ -327,7 +327,8 @@ async def _readers_in_turns(url: str, rounds: int, pages: int = 3) -> tuple[floa
         return (time.process_time() - began) / count
 
     async with _our_reader(url) as ours, _stock_reader(url) as stock:
-        await ours(pages), await stock(pages)
+        await ours(pages)
+        await stock(pages)
         figures = [(await cpu_of(ours), await cpu_of(stock)) for _ in range(rounds)]
     mine, theirs = (statistics.median(column) for column in zip(*figures, strict=True))
     return mine, theirs

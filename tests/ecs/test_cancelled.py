@@ -10,12 +10,13 @@ from typing import Any
 import anyio
 import pytest
 
-from fargate_runner import EcsBackend, Job, Retry, Runner, RunnerClosed, Secret
+from fargate_runner import EcsBackend, Retry, Runner, Secret
 from fargate_runner.telemetry import Event
-from fargate_runner.testing.aws import Chaos, FakeAws, Fault, TaskScript, server_error, throttled
+from fargate_runner.testing.aws import Chaos, FakeAws, Fault, server_error, throttled
 from fargate_runner.testing.clock import VirtualClock
-from tests.contract.ecs_words import Words, script
+from tests.contract.ecs_words import Words
 from tests.ecs import truths
+from tests.ecs.test_backend import identity
 
 Make = Callable[..., EcsBackend]
 
@@ -45,13 +46,6 @@ class CancelledAt:
                 advance = partial(steps.throw, exc)
 
 
-class Steps:
-    """Counts the turns of the event loop and cancels *scope* in the given one."""
-
-    def __init__(self) -> None:
-        self.taken = 0
-
-
 async def cancel_after(turns: int, scope: anyio.CancelScope) -> None:
     for _ in range(turns):
         await anyio.lowlevel.checkpoint()
@@ -73,7 +67,7 @@ async def test_a_caller_cancelled_in_any_turn_of_a_launch_leaves_nothing(
     assert await kept_secrets(aws) == []
 
 
-@pytest.mark.parametrize("turns", range(0, 160))
+@pytest.mark.parametrize("turns", range(160))
 async def test_a_runner_left_in_any_turn_of_a_launch_leaves_nothing(
     make_backend: Make, aws: FakeAws, turns: int
 ) -> None:
@@ -180,8 +174,7 @@ class TestLeavingInTime:
                 for n in range(30):
                     tasks.start_soon(runner.run, Words().waits().with_(key=f"j{n}", secrets={"A": Secret("canary")}))
 
-        print(clock.time(), len(aws.world.truth()))
-        assert clock.time() < 1 * 3600
+        assert clock.time() < 1000
         assert truths.alive(aws) == []
 
     async def test_launches_that_wait_for_capacity_are_given_up_at_once(
@@ -200,8 +193,6 @@ class TestLeavingInTime:
     async def test_turns_that_nobody_took_do_not_block_those_who_come_later(
         self, make_backend: Make, aws: FakeAws, clock: VirtualClock
     ) -> None:
-        from tests.ecs.test_backend import identity
-
         async with make_backend() as backend:
             for n in range(40):
                 await backend.prepare(Words().exits(), identity(f"never-{n}"))

@@ -95,7 +95,7 @@ async def live(aws: FakeAws, clock: VirtualClock, jobs: Sequence[Job]) -> Day:
             handle = await runner.submit(job)
             day.lines[handle.key] = [str(line) async for line in handle.logs()]
             day.results.append(await handle.wait())
-        except Exception as exc:  # noqa: BLE001 (the checker says whether it may be)
+        except Exception as exc:
             day.errors.append(exc)
 
     async with Runner(backend, utcnow=clock.utcnow) as runner, anyio.create_task_group() as tasks:

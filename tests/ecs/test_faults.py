@@ -29,7 +29,7 @@ from fargate_runner.testing.aws import (
     throttled,
 )
 from fargate_runner.testing.clock import VirtualClock
-from tests.contract.ecs_words import IMAGE, Words
+from tests.contract.ecs_words import IMAGE
 from tests.ecs import truths
 from tests.ecs.conftest import NETWORK, ROLES
 

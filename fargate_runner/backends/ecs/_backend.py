@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -177,6 +177,7 @@ class EcsBackend(Backend):
 
     @asynccontextmanager
     async def _running(self) -> AsyncGenerator[None]:
+        await anyio.lowlevel.checkpoint()  # who is cancelled already opens nothing
         self._api = self._make_api()
         self._placed: dict[str, _Placed] = {}
         self._forgotten: dict[str, float] = {}
@@ -444,14 +445,17 @@ class EcsBackend(Backend):
         for name, secret in launch.secrets.items():
             if isinstance(secret, Secret):
                 self._parameters_of.setdefault(owner, set()).add(launch.request["parameters"][name])
-                await self._api.call(
-                    "ssm.PutParameter",
-                    Name=launch.request["parameters"][name],
-                    Value=secret.reveal(),
-                    Type="SecureString",
-                    Tier="Intelligent-Tiering",
-                    Overwrite=True,
-                )
+                parameter = {
+                    "Name": launch.request["parameters"][name],
+                    "Value": secret.reveal(),
+                    "Type": "SecureString",
+                    "Tier": "Intelligent-Tiering",
+                    "Overwrite": True,
+                }
+                try:
+                    await self._api._try(_LaunchCall(self._api, "ssm.PutParameter", parameter))
+                except ApiError as exc:
+                    raise _not_taken(launch, exc) from exc
 
     async def _drop_secrets(self, owner: str) -> None:
         """Delete what was kept for the tasks of *owner*, if none of them is left that this process knows of."""
@@ -506,9 +510,7 @@ class EcsBackend(Backend):
             self._doubtful[owner] = launch.token, anyio.current_time()
             raise exc
         if exc.retryable:  # no try of it had any effect
-            error = PlacementRefused if exc.trouble is Trouble.THROTTLED else LaunchRejected
-            said = f"ECS took no launch of {launch.job_name!r}: {exc}"
-            raise error(said, operation="RunTask", code=exc.code, retryable=True) from exc
+            raise _not_taken(launch, exc) from exc
         arn = launch.request["run_task"]["taskDefinition"]
         if _wire.is_inactive(exc.aws_message) and launch.request["definition_is_ours"]:
             # Another deployer deregistered it. The next placement registers it again.
@@ -682,8 +684,8 @@ class EcsBackend(Backend):
             raise BackendError(said, operation="ListTasks", retryable=True)
         return sorted(found, key=lambda ref: (ref.attempt, ref.created_at or datetime.min.replace(tzinfo=UTC)))
 
-    def _is_in_doubt(self, owner: str, found: Set[str] = frozenset()) -> bool:
-        """Whether a launch was not answered, and ECS, which lists tasks with the tokens *found*, may not list it yet."""
+    def _is_in_doubt(self, owner: str, found: Collection[str] = frozenset()) -> bool:
+        """Whether a launch was not answered, and ECS, which lists tasks of the tokens *found*, may not list it yet."""
         token, since = self._doubtful.get(owner, ("", float("-inf")))
         if token in found or anyio.current_time() - since >= _VISIBLE_AFTER:
             self._doubtful.pop(owner, None)
@@ -781,6 +783,12 @@ def _refused(launch: Launch, reply: Mapping[str, Any], request_id: str) -> Launc
     return error(said, operation="RunTask", code=refusal.kind, retryable=refusal.retryable)
 
 
+def _not_taken(launch: Launch, exc: ApiError) -> LaunchRejected:
+    error = PlacementRefused if exc.trouble is Trouble.THROTTLED else LaunchRejected
+    said = f"nothing was started for {launch.job_name!r}: {exc}"
+    return error(said, operation=exc.operation, code=exc.code, retryable=exc.retryable)
+
+
 def _check_cluster_name(cluster: str) -> str:
     if not isinstance(cluster, str) or not _CLUSTER.match(cluster):
         raise InvalidJob("cluster", cluster, "not the name or ARN of a cluster", "write it like 'jobs'")
@@ -814,7 +822,7 @@ async def _describe(api: Api, cluster: str, arns: Sequence[str]) -> list[Mapping
 
 
 class _LaunchCall(_Call):
-    """A RunTask: whoever waits for it cannot be cancelled, so it does not wait for the end of throttles for ever."""
+    """A call of a submission: that is not cancelled, so it must not wait for the end of throttles for ever."""
 
     def goes_on(self, error: BaseException) -> bool:
         if isinstance(error, ApiError) and error.trouble is Trouble.THROTTLED:
