@@ -18,6 +18,8 @@ from tests.contract.ecs_words import Words
 from tests.ecs import truths
 from tests.ecs.test_backend import identity
 
+pytestmark = pytest.mark.sweep
+
 Make = Callable[..., EcsBackend]
 
 

@@ -30,6 +30,8 @@ from tests.contract.ecs_words import IMAGE
 from tests.ecs import truths
 from tests.ecs.conftest import NETWORK, ROLES
 
+pytestmark = pytest.mark.sweep
+
 JOBS = 40
 LADDER = [Capacity.spot(), Capacity.spot(), Capacity.fargate()]
 

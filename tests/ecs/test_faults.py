@@ -33,6 +33,8 @@ from tests.contract.ecs_words import IMAGE
 from tests.ecs import truths
 from tests.ecs.conftest import NETWORK, ROLES
 
+pytestmark = pytest.mark.sweep
+
 LINES = ("one", "two", "three")
 
 
@@ -41,11 +43,11 @@ class Account:
     """An AWS of its own for one run."""
 
     clock: VirtualClock = attrs.field(factory=VirtualClock)
-    aws: FakeAws = attrs.field()
+    aws: FakeAws = attrs.field(init=False)
 
-    @aws.default
-    def _aws(self) -> FakeAws:
-        return FakeAws(clock=self.clock, script=script, clusters=("jobs",), pace=Pace().scaled(0.5), quotas=Quotas())
+    def __attrs_post_init__(self) -> None:
+        aws = FakeAws(clock=self.clock, script=script, clusters=("jobs",), pace=Pace().scaled(0.5), quotas=Quotas())
+        object.__setattr__(self, "aws", aws)
 
     def backend(self, **options: Any) -> EcsBackend:
         return EcsBackend(
