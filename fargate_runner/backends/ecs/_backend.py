@@ -73,6 +73,8 @@ class _Placed:
     """If this process launched it: ECS may not list it yet."""
     submitted_at: float | None = None
     request_id: str = ""
+    told_to_stop: bool = False
+    """Because it vanished: once is enough."""
 
 
 class EcsBackend(Backend):
@@ -347,8 +349,11 @@ class EcsBackend(Backend):
             problem = "ECS takes secrets by reference only; a value in an override could be read by everyone"
             fix = "give the ARN of a secret or parameter, or let the backend keep it: EcsBackend(secret_prefix='/jobs')"
             raise InvalidJob(f"secrets[{name!r}]", "***", problem, fix)
-        owner = _wire.started_by(identity.namespace, identity.key).removeprefix("fr/")
-        return {name: f"{self._secret_prefix}/{owner}/{name}" for name in values}
+        owner = _wire.started_by(identity.namespace, identity.key)
+        return {name: self._parameter(owner, name) for name in values}
+
+    def _parameter(self, owner: str, name: str) -> str:
+        return f"{self._secret_prefix}/{owner.removeprefix('fr/')}/{name}"
 
     async def _check_place(self, options: EcsOptions) -> None:
         """Ask once whether the cluster and the log group are there, before anything is launched into them."""
@@ -434,9 +439,14 @@ class EcsBackend(Backend):
             reply = await self._api._try(_LaunchCall(self._api, "ecs.RunTask", launch.request["run_task"]))
         except ApiError as exc:
             return await self._not_run(launch, owner, exc)
-        self._doubtful.pop(owner, None)
         request_id = _wire.request_id(reply)
         task = _wire.started(reply)
+        if task is None and not _wire.has_failures(reply):
+            # Another placement might be a second task. The same launch, sent again, is not.
+            self._doubtful[owner] = launch.token, anyio.current_time()
+            said = f"ECS tells of neither a task nor a failure for {launch.job_name!r} (request {request_id})"
+            raise BackendError(said, operation="RunTask", retryable=True)
+        self._doubtful.pop(owner, None)
         if task is None:
             raise _refused(launch, reply, request_id)
         return self._take(launch, task, owner, begun, request_id)
@@ -566,11 +576,20 @@ class EcsBackend(Backend):
             submitted_at=placed.submitted_at if placed is not None else None,
             created_at=ref.created_at,
         )
+        if snapshot.cause is Cause.VANISHED and placed is not None and not placed.told_to_stop:
+            placed.told_to_stop = True
+            await self._stop_what_vanished(ref)
         if placed is None or not placed.request_id or snapshot.proof is None:
             return snapshot
         # What AWS's support asks for first.
         evidence = f"{snapshot.proof.evidence}; started by RunTask request {placed.request_id}".removeprefix("; ")
         return attrs.evolve(snapshot, proof=attrs.evolve(snapshot.proof, evidence=evidence))
+
+    async def _stop_what_vanished(self, ref: TaskRef) -> None:
+        """ECS says that it does not know the task. If it lives all the same, it must not beside the next attempt."""
+        reason = _wire.stop_reason("it is no longer described")
+        with anyio.move_on_after(_CLEANING_UP), suppress(BackendError):
+            await self._api.call("ecs.StopTask", cluster=self.cluster, task=ref.address, reason=reason)
 
     async def stop(self, ref: TaskRef, *, reason: str) -> None:
         self._check_open()
@@ -643,7 +662,12 @@ class EcsBackend(Backend):
         if placed is None:
             return _wire.default_log_place(self.log_group, self._container(ref), ref.address)
         definition = await self._definitions.described(placed.definition)
-        return None if definition is None else _wire.log_place(definition.body, ref.address)
+        if definition is None:
+            return None
+        if elsewhere := _wire.log_regions(definition.body) - {self._api.region}:
+            said = f"the lines of attempt {ref.attempt} of {ref.key!r} are in {', '.join(sorted(elsewhere))}"
+            raise LogsUnavailable(f"{said}, and this backend asks in {self._api.region}; read them there")
+        return _wire.log_place(definition.body, ref.address)
 
     # ---- find and forget -------------------------------------------------------------------------------------------
 
@@ -661,6 +685,9 @@ class EcsBackend(Backend):
             ):
                 continue
             self._met(task)
+            if self._secret_prefix is not None:
+                names = _names_of_values(there.parts)
+                self._parameters_of.setdefault(owner, set()).update(self._parameter(owner, name) for name in names)
             self._watch.saw(task, "describe")
             found.append(
                 TaskRef(
@@ -769,6 +796,17 @@ def _values(job: Job) -> dict[str, Secret]:
     }
 
 
+def _names_of_values(description: Mapping[str, Any]) -> list[str]:
+    """Return the names that `_values` gave, from what `Job.describe` tells of a job."""
+    parts = [("", description), *((f"{side.get('name')}/", side) for side in description.get("sidecars") or ())]
+    return [
+        f"{start}{name}"
+        for start, part in parts
+        for name, secret in (part.get("secrets") or {}).items()
+        if isinstance(secret, Mapping) and "secret" in secret
+    ]
+
+
 def _fits(request: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
     if _wire.overrides_length(request) > _LONGEST_OVERRIDES:
         return False
@@ -817,8 +855,16 @@ async def _describe(api: Api, cluster: str, arns: Sequence[str]) -> list[Mapping
     found: list[Mapping[str, Any]] = []
     for start in range(0, len(arns), 100):
         reply = await api.call("ecs.DescribeTasks", cluster=cluster, tasks=list(arns[start : start + 100]))
-        found.extend(reply.get("tasks", ()))
+        found.extend(_several(reply, "tasks", "DescribeTasks"))
     return found
+
+
+def _several(reply: Mapping[str, Any], member: str, operation: str) -> list[Any]:
+    """Return a list of a reply. One that has none says nothing: not that there are no tasks."""
+    parts = reply.get(member)
+    if not isinstance(parts, list):
+        raise BackendError(f"ECS answered {operation} without {member}", operation=operation, retryable=True)
+    return parts
 
 
 class _LaunchCall(_Call):
@@ -916,7 +962,7 @@ class _Finder:
             arns += await self._list()
         stopped = await self._list(desiredStatus="STOPPED")
         strangers = {arn for arn in stopped if self._owners.get(arn, "") in owners or arn not in self._owners}
-        tasks = await _describe(self._api, self._cluster, sorted({*arns, *strangers}))
+        tasks = await self._described({*arns, *strangers}, living=arns)
         known = set(stopped)
         self._owners = {arn: owner for arn, owner in self._owners.items() if arn in known}
         found: dict[str, list[Mapping[str, Any]]] = {}
@@ -928,12 +974,23 @@ class _Finder:
                 found.setdefault(owner, []).append(task)
         self._found, self._covered = found, owners
 
+    async def _described(self, arns: Collection[str], *, living: Sequence[str]) -> list[Mapping[str, Any]]:
+        """Describe tasks. A living one is not left out: who does not find it would launch it again."""
+        tasks = await _describe(self._api, self._cluster, sorted(arns))
+        for pause in _UNTIL_VISIBLE:
+            hidden = {*living} - {_wire.task_arn(task) for task in tasks}
+            if not hidden:
+                break
+            await anyio.sleep(pause)
+            tasks += await _describe(self._api, self._cluster, sorted(hidden))
+        return tasks
+
     async def _list(self, **only: str) -> list[str]:
         arns: list[str] = []
         token: dict[str, str] = {}
         while True:
             page = await self._api.call("ecs.ListTasks", cluster=self._cluster, maxResults=100, **only, **token)
-            arns += page.get("taskArns", ())
+            arns += _several(page, "taskArns", "ListTasks")
             if not page.get("nextToken"):
                 return arns
             token = {"nextToken": page["nextToken"]}

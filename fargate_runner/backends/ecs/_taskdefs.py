@@ -8,14 +8,14 @@ that can share it. The family's name ends in the hash: one cheap look tells whet
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, Self
 
 import anyio
 import attrs
 
-from fargate_runner._errors import InvalidJob, LaunchRejected
+from fargate_runner._errors import BackendError, InvalidJob, LaunchRejected
 from fargate_runner.backends.ecs import _wire
 from fargate_runner.backends.ecs._api import Api, ApiError, Trouble
 
@@ -23,6 +23,8 @@ __all__ = ["Definition", "TaskDefinitions"]
 
 _HASH_TAG: Final = "fargate-runner:definition"
 """Marks what we registered, and so what we may deregister."""
+_NAMESPACE_TAG: Final = "fargate-runner:namespace"
+"""Whose it is: the name of a family does not tell, "fr-a-b-c" may belong to "a" or "a-b"."""
 
 _LONGEST_FAMILY: Final = 255
 
@@ -63,7 +65,8 @@ class TaskDefinitions:
         async with self._lock(family):
             known = self._known.get(family)
             if known is None:
-                known = await self._look_up(family, content) or await self._register(family, content, body)
+                known = await self._look_up(family, content)
+                known = known or await self._register(family, content, namespace, body)
                 self._known[family] = known
         return known
 
@@ -91,7 +94,7 @@ class TaskDefinitions:
             if arn not in self._known:
                 try:
                     found = await self._describe(arn, any_state=True)
-                except ApiError:
+                except BackendError:
                     return None
                 if found is None:
                     return None
@@ -113,9 +116,11 @@ class TaskDefinitions:
         """
         used = in_use | {known.arn for known in self._known.values()}
         pruned: list[str] = []
-        async for family in self._families(f"fr-{namespace}-"):
+        for family in await self._families(f"fr-{namespace}-"):
             found = await self._describe(family)
             if found is None or not found.ours or found.arn in used:
+                continue
+            if _tags(found.body).get(_NAMESPACE_TAG) != namespace:
                 continue
             registered = _wire.registered_at(found.body)
             if registered is None or utcnow() - registered < unused_since:
@@ -124,16 +129,17 @@ class TaskDefinitions:
             pruned.append(found.arn)
         return pruned
 
-    async def _families(self, prefix: str) -> AsyncGenerator[str]:
+    async def _families(self, prefix: str) -> list[str]:
+        # All of them first: pages that are read while families end may skip some.
+        found: list[str] = []
         token: dict[str, str] = {}
         while True:
             page = await self._api.call(
                 "ecs.ListTaskDefinitionFamilies", familyPrefix=prefix, status="ACTIVE", maxResults=100, **token
             )
-            for family in page.get("families", ()):
-                yield family
+            found += page.get("families") or ()
             if not page.get("nextToken"):
-                return
+                return found
             token = {"nextToken": page["nextToken"]}
 
     def _lock(self, name: str) -> anyio.Lock:
@@ -151,22 +157,32 @@ class TaskDefinitions:
             if exc.trouble in {Trouble.NOT_FOUND, Trouble.INVALID}:  # ClientException: Unable to describe …
                 return None
             raise
-        body = dict(reply["taskDefinition"]) | {"tags": reply.get("tags", [])}
+        body = _described(reply, "DescribeTaskDefinition")
         if not any_state and body.get("status") != "ACTIVE":
             return None
         return Definition(arn=body["taskDefinitionArn"], body=body, ours=_HASH_TAG in _tags(body))
 
-    async def _register(self, family: str, content: str, body: Mapping[str, Any]) -> Definition:
-        tags = [{"key": _HASH_TAG, "value": content}]
+    async def _register(self, family: str, content: str, namespace: str, body: Mapping[str, Any]) -> Definition:
+        tags = [{"key": _HASH_TAG, "value": content}, {"key": _NAMESPACE_TAG, "value": namespace}]
         try:
             reply = await self._api.call("ecs.RegisterTaskDefinition", family=family, tags=tags, **body)
         except ApiError as exc:
             if exc.trouble in {Trouble.INVALID, Trouble.DENIED, Trouble.NOT_FOUND}:
-                said = f"ECS refuses the task definition of this job: {exc}"
+                advice = _wire.launch_error(exc.code or "", exc.aws_message).advice
+                said = f"ECS refuses the task definition of this job: {exc}; {advice}"
                 raise LaunchRejected(said, operation=exc.operation, code=exc.code) from exc
             raise
-        registered = dict(reply["taskDefinition"])
+        registered = _described(reply, "RegisterTaskDefinition")
         return Definition(arn=registered["taskDefinitionArn"], body=registered, ours=True)
+
+
+def _described(reply: Mapping[str, Any], operation: str) -> dict[str, Any]:
+    """Return the definition that a reply tells of, with its tags."""
+    body = reply.get("taskDefinition")
+    if not isinstance(body, Mapping) or not isinstance(body.get("taskDefinitionArn"), str):
+        said = f"ECS answered {operation} with something that is no task definition"
+        raise BackendError(said, operation=operation, retryable=True)
+    return {**body, "tags": reply.get("tags") or []}
 
 
 def _family(namespace: str, job_name: str, content: str) -> str:

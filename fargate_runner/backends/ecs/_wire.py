@@ -46,12 +46,14 @@ __all__ = [
     "difference",
     "env_file",
     "has_active_cluster",
+    "has_failures",
     "has_log_group",
     "is_inactive",
     "is_stopped",
     "is_task_arn",
     "launch_error",
     "log_place",
+    "log_regions",
     "log_stream",
     "missing",
     "moment",
@@ -385,7 +387,7 @@ _ERRORS: Final[tuple[_Error, ...]] = (
     _Error(
         "fatal",
         _REJECTED,
-        "unable to assume the role",
+        "unable to assume the role|role is not valid",
         "check its name and that ecs-tasks.amazonaws.com may assume it; a new role needs up to a minute",
     ),
     _Error(
@@ -1200,6 +1202,11 @@ def started(reply: Json) -> Json | None:
     return next(_maps(reply.get("tasks")), None)
 
 
+def has_failures(reply: Json) -> bool:
+    """Whether a RunTask reply tells why there is no task."""
+    return next(_maps(reply.get("failures")), None) is not None
+
+
 def stopping(reply: Json) -> Json:
     """Return the task that a StopTask tells to stop."""
     task = reply.get("task")
@@ -1238,6 +1245,17 @@ def log_place(body: Json, arn: str) -> tuple[str, dict[str, str]] | None:
             stream = log_stream(_text(options["awslogs-stream-prefix"]), name, arn)
             groups.setdefault(_text(options["awslogs-group"]), {})[stream] = name
     return max(groups.items(), key=lambda item: len(item[1]), default=None)
+
+
+def log_regions(body: Json) -> frozenset[str]:
+    """Return the regions that the lines of a definition's containers go to."""
+    regions: set[str] = set()
+    for part in _maps(body.get("containerDefinitions")):
+        log = part.get("logConfiguration")
+        options = log.get("options") if isinstance(log, Mapping) and log.get("logDriver") == "awslogs" else None
+        if isinstance(options, Mapping) and options.get("awslogs-region"):
+            regions.add(_text(options["awslogs-region"]))
+    return frozenset(regions)
 
 
 def default_log_place(group: LogGroup, container: str, arn: str) -> tuple[str, dict[str, str]]:
