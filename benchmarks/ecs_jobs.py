@@ -11,6 +11,8 @@ import math
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import anyio
 import attrs
@@ -23,6 +25,8 @@ from fargate_runner.testing.clock import VirtualClock
 _LINES = 40
 _PERIOD = 2.0
 """Seconds between two looks, and between two sweeps of the streams."""
+_FEW = 10
+"""So many streams may be read one by one."""
 
 
 @attrs.define
@@ -46,7 +50,76 @@ def _talking(container: ContainerRun) -> ContainerScript:
     return ContainerScript(run_for=30 + number % 90, exit_code=_exit_code(number), lines=tuple(_written(number)))
 
 
-async def _many(aws: FakeAws, clock: VirtualClock, jobs: int) -> _Seen:
+@attrs.frozen(kw_only=True)
+class Sweep:
+    """One look at all streams that are followed: what it asked CloudWatch, further pages left out."""
+
+    at: float
+    streams: int
+    """Those that were asked for before or in it, and in it or later."""
+    calls: int
+
+    @property
+    def allowed(self) -> int:
+        """A call for each hundred streams; each its own if they are few."""
+        return self.streams if self.streams <= _FEW else math.ceil(self.streams / 100)
+
+
+@attrs.frozen(kw_only=True)
+class Measured:
+    """What was seen of some jobs, and the AWS that ran them."""
+
+    aws: FakeAws
+    seen: _Seen
+    jobs: int
+    virtual: float
+    took: float
+
+    def sweeps(self) -> list[Sweep]:
+        """Return the sweeps over the streams that are followed, whichever operation reads them."""
+        asked = sorted(
+            (call.at, tuple(call.request.get("logStreamNames") or [call.request["logStreamName"]]))
+            for operation in ("logs.FilterLogEvents", "logs.GetLogEvents")
+            for call in self.aws.calls.of(operation)
+            if _is_look(operation, call.request)
+        )
+        first: dict[str, float] = {}
+        last: dict[str, float] = {}
+        for at, names in asked:
+            for name in names:
+                first.setdefault(name, at)
+                last[name] = at
+        found: list[Sweep] = []
+        while asked:
+            at = asked[0][0]
+            until = at + _PERIOD - 1e-3
+            calls = sum(1 for called_at, _ in asked if called_at < until)
+            streams = sum(1 for name in first if first[name] < until and last[name] >= at)
+            found.append(Sweep(at=at, streams=streams, calls=calls))
+            del asked[:calls]
+        return found
+
+    def wrong_lines(self) -> int:
+        """Return of how many jobs a line was lost, doubled or moved."""
+        return sum(self.seen.lines[number] != _written(number) for number in range(self.jobs))
+
+    def wrong_results(self) -> int:
+        """Return how many jobs have no result, or not theirs."""
+        wanted = {number: (Kind.FAILED if _exit_code(number) else Kind.SUCCEEDED) for number in range(self.jobs)}
+        results = self.seen.results
+        return sum(
+            number not in results
+            or (results[number].outcome.kind, results[number].outcome.exit_code) != (kind, _exit_code(number))
+            for number, kind in wanted.items()
+        )
+
+
+def _is_look(operation: str, request: Mapping[str, Any]) -> bool:
+    # The last lines of a job are read backwards, and once. Whoever reads a stream alone is told by a token where it is.
+    return request.get("startFromHead", False) if operation == "logs.GetLogEvents" else "nextToken" not in request
+
+
+async def _many(aws: FakeAws, clock: VirtualClock, jobs: int, apart: float) -> _Seen:
     backend = EcsBackend(
         "jobs",
         network=Network(subnets=["subnet-0aaaaaaaa00000001"]),
@@ -66,47 +139,41 @@ async def _many(aws: FakeAws, clock: VirtualClock, jobs: int) -> _Seen:
     async with Runner(backend) as runner, anyio.create_task_group() as tasks:
         for number in range(jobs):
             tasks.start_soon(one, number)
+            await anyio.sleep(apart)
     return seen
 
 
-def run(*, jobs: int = 1000, seed: int = 1) -> list[Row]:
-    """Measure."""
+def measure(*, jobs: int, seed: int = 1, apart: float = 0.0) -> Measured:
+    """Run so many jobs, each submitted *apart* seconds after the one before."""
     clock = VirtualClock()
     quotas = Quotas.published()
     ingestion = Ingestion(least=0.5, most=8.0, short_pages=0.1, empty_pages=0.1)
     aws = FakeAws(clock=clock, script=_talking, clusters=("jobs",), quotas=quotas, ingestion=ingestion, seed=seed)
     began = time.perf_counter()
-    seen = anyio.run(_many, aws, clock, jobs, backend_options={"loop_factory": clock.loop})
-    took = time.perf_counter() - began
+    seen = anyio.run(_many, aws, clock, jobs, apart, backend_options={"loop_factory": clock.loop})
+    return Measured(aws=aws, seen=seen, jobs=jobs, virtual=clock.time(), took=time.perf_counter() - began)
 
-    print(f"{jobs:,} jobs in {clock.time():,.0f} virtual seconds, {took:.1f} real ones", file=sys.stderr)
+
+def run(*, jobs: int = 1000, seed: int = 1) -> list[Row]:
+    """Measure."""
+    measured = measure(jobs=jobs, seed=seed)
+    aws, took = measured.aws, measured.took
+
+    print(f"{jobs:,} jobs in {measured.virtual:,.0f} virtual seconds, {took:.1f} real ones", file=sys.stderr)
     print(f"calls: {dict(aws.calls.operations.most_common())}", file=sys.stderr)
     sweep = math.ceil(jobs / 100)
     return [
-        Row("jobs with a wrong result", _wrong_results(seen, jobs), 1, "jobs", f"{jobs:,} jobs", 0.0),
-        Row("jobs with a line lost, doubled or moved", _wrong_lines(seen, jobs), 1, "jobs", f"{jobs:,} jobs", 0.0),
+        Row("jobs with a wrong result", measured.wrong_results(), 1, "jobs", f"{jobs:,} jobs", 0.0),
+        Row("jobs with a line lost, doubled or moved", measured.wrong_lines(), 1, "jobs", f"{jobs:,} jobs", 0.0),
         Row("tasks launched", len(aws.world.tasks), jobs, "tasks", "one for each job", 1.0),
         Row("throttled calls", aws.calls.throttled.total(), 1, "calls", f"{len(aws.calls):,} calls", 0.0),
         _for_each_job(aws, jobs, "ecs", 2.0, "RunTask, and the looks of all"),
         _for_each_job(aws, jobs, "logs", 4.0, "two for its last lines, and the sweeps of all"),
         _in_a_sweep(aws, "ecs.DescribeTasks", sweep),
-        _in_a_sweep(aws, "logs.FilterLogEvents", sweep),
+        *_log_sweeps(measured.sweeps()),
         *(_under_quota(aws, bucket, window) for bucket in sorted(aws.calls.buckets) for window in (1.0, 10.0)),
         Row("wall time", took, 60, "s", "a minute", 1.0),
     ]
-
-
-def _wrong_results(seen: _Seen, jobs: int) -> int:
-    wanted = {number: (Kind.FAILED if _exit_code(number) else Kind.SUCCEEDED) for number in range(jobs)}
-    return sum(
-        number not in seen.results
-        or (seen.results[number].outcome.kind, seen.results[number].outcome.exit_code) != (kind, _exit_code(number))
-        for number, kind in wanted.items()
-    )
-
-
-def _wrong_lines(seen: _Seen, jobs: int) -> int:
-    return sum(seen.lines[number] != _written(number) for number in range(jobs))
 
 
 def _for_each_job(aws: FakeAws, jobs: int, service: str, goal: float, against: str) -> Row:
@@ -122,8 +189,22 @@ def _in_a_sweep(aws: FakeAws, called: str, sweep: int) -> Row:
         while times[first] <= at - _PERIOD + 1e-6:
             first += 1
         most = max(most, last - first + 1)
-    # Further pages are not counted. Streams that have just begun are asked for apart from those known to be there.
+    # Tasks that have just begun are looked at twice as often, so that a period may hold two looks at some.
     return Row(f"{called} in its busiest sweep", most, sweep, "calls", "ceil(n / 100)", 2.0)
+
+
+def _log_sweeps(sweeps: Sequence[Sweep]) -> list[Row]:
+    busiest = max(sweeps, key=lambda sweep: sweep.calls)
+    worst = max(sweeps, key=lambda sweep: sweep.calls / sweep.allowed)
+    calls, allowed = sum(sweep.calls for sweep in sweeps), sum(sweep.allowed for sweep in sweeps)
+    over = sum(sweep.calls > sweep.allowed for sweep in sweeps)
+    against = "ceil(n / 100), n followed then"
+    return [
+        Row("logs: calls in the busiest sweep", busiest.calls, busiest.allowed, "calls", against, 1.0),
+        Row("logs: calls in the sweep that is worst for its n", worst.calls, worst.allowed, "calls", against, 1.0),
+        Row("logs: calls in all sweeps", calls, allowed, "calls", f"{against}, {len(sweeps)} sweeps", 1.0),
+        Row("logs: sweeps with more than ceil(n / 100) calls", over, 1, "sweeps", f"{len(sweeps)} sweeps", 0.0),
+    ]
 
 
 def _under_quota(aws: FakeAws, bucket: str, window: float) -> Row:

@@ -287,6 +287,7 @@ class TestWhatTasksBring:
         job = Words().exits().with_(key="k", secrets={"A": Secret("a")}, sidecars=[side])
         async with Runner(make_backend(secret_prefix="/jobs"), on_exit="detach") as runner:
             await runner.submit(job)
+        await anyio.sleep(30)  # until it is listed
         detached = await kept_secrets(aws)
 
         async with Runner(make_backend(secret_prefix="/jobs")) as runner:

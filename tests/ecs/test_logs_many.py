@@ -224,3 +224,14 @@ def test_three_hundred_jobs_stay_below_the_quotas_and_lose_nothing() -> None:
     rows = ecs_jobs.run(jobs=300)
 
     assert [row.name for row in rows if row.verdict.startswith("MISSED")] == []
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.4])
+def test_no_sweep_of_three_hundred_jobs_takes_more_than_a_call_for_each_hundred_streams(apart: float) -> None:
+    measured = ecs_jobs.measure(jobs=300, apart=apart)
+
+    sweeps = measured.sweeps()
+
+    assert [sweep for sweep in sweeps if sweep.calls > sweep.allowed] == []
+    assert max(sweep.streams for sweep in sweeps) > 100
+    assert (measured.wrong_lines(), measured.wrong_results()) == (0, 0)

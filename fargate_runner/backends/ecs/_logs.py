@@ -2,7 +2,8 @@
 CloudWatch's streams, read: a few one by one, many of them a hundred at a time.
 
 A stream that is read alone is read with `GetLogEvents`, whose tokens say exactly where it stands. Where many are
-followed, one sweep of `FilterLogEvents` serves a hundred of them; what it shows twice is told by its event ids.
+followed, one sweep of `FilterLogEvents` serves a hundred of them; what it shows twice is told by its event ids. A sweep
+makes no more calls than one for each hundred streams of a group: who does not fit into them waits for another sweep.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ _CUT: Final = 262_118
 """Bytes after which the awslogs driver begins another event (moby, awslogs driver): such a line goes on."""
 _REREAD: Final = 300
 """Lines that may be read again for the sake of one call less."""
+_REREAD_AT_MOST: Final = 600
+"""The same where a sweep has no call to spare: beyond that, streams rather wait for the next one."""
+_REREAD_BEHIND: Final = 10_000
+"""The same for streams that have much to catch up: a page."""
 _REMEMBERED: Final = 2_000
 """Lines of a stream that are known again when CloudWatch shows them twice, if the overlap is not over before."""
 _LONGEST_ABSENCE: Final = 30.0
@@ -189,11 +194,21 @@ class _Cursor:
         """Where to begin without a token, in milliseconds."""
         return self._floor
 
-    def begin_behind(self, event: Mapping[str, Any], token: str | None) -> None:
-        """Go on behind *event*."""
+    def begin_behind(self, events: Sequence[Mapping[str, Any]], token: str | None) -> None:
+        """Go on behind *events*, before which there may be more of the same moment as the first."""
         self.token = token
-        self._last = event["timestamp"]
-        self._floor = self._last + 1
+        self._last = events[-1]["timestamp"]
+        self._floor = events[0]["timestamp"] + 1
+        self._owed = events
+
+    def shown(self) -> tuple[int, int, dict[tuple[int, int], int]] | None:
+        """
+        Return what another reader must know to go on from here, or None if that is not known for sure.
+
+        It is the newest moment, and how often what was shown, of which moment and later.
+        """
+        self._remember()
+        return None if self._floor > self._last else (self._last, self._floor, self._recent)
 
     def look_back(self) -> None:
         """Read the newest part again. The token is given up, as it is when CloudWatch has: they live for a day."""
@@ -324,7 +339,9 @@ class _Tail:
     __slots__ = (
         "absences",
         "absent_until",
+        "asked_at",
         "asking",
+        "at_most",
         "behind",
         "buffer",
         "cut",
@@ -333,6 +350,7 @@ class _Tail:
         "fresh",
         "frontier",
         "group",
+        "handed_over",
         "joined",
         "known",
         "left",
@@ -358,12 +376,18 @@ class _Tail:
         self.cut = 0
         """What is older was dealt with, in milliseconds."""
         self.frontier = 0
+        self.handed_over: dict[tuple[int, int], int] = {}
+        """What was shown while it was read alone: how often, by its moment and the hash of its text."""
         self.swept_from = float("-inf")
         """When the last sweep that took it along began."""
         self.known = False
         """The stream was there when it was asked for."""
+        self.at_most = _STREAMS_PER_CALL
+        """With how many it may be asked for, as one of those that it was asked for with is not there."""
         self.absences = 0
         self.absent_until = float("-inf")
+        self.asked_at = float("-inf")
+        """When it was asked for last."""
         self.asking = False
         """A sweep that takes it along is under way."""
         self.paused = False
@@ -372,6 +396,31 @@ class _Tail:
         self.left = False
         """Its reader has gone."""
         self.error: BackendError | LogsUnavailable | None = None
+
+    @property
+    def is_special(self) -> bool:
+        """It would cost those that it is asked for with: much to catch up, or perhaps not there."""
+        return self.behind or self.at_most < _STREAMS_PER_CALL
+
+    def take_over(self, last: int, floor: int, shown: dict[tuple[int, int], int]) -> None:
+        """Go on where somebody else stands."""
+        self.frontier, self.cut, self.handed_over = last, floor, shown
+
+    def not_handed_over(self, events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Return what was not shown before it was taken over."""
+        fresh: list[Mapping[str, Any]] = []
+        for event in events:
+            key = event["timestamp"], hash(event["message"])
+            times = self.handed_over.get(key, 0)
+            if not times:
+                fresh.append(event)
+                continue
+            self.seen[event["eventId"]] = event["timestamp"]
+            if times > 1:
+                self.handed_over[key] = times - 1
+            else:
+                del self.handed_over[key]
+        return fresh
 
 
 class LogReader:
@@ -387,6 +436,8 @@ class LogReader:
         """The newest event that was seen of a log group, in milliseconds: how far CloudWatch has come."""
         self._buffered = 0
         self._wake = anyio.Event()
+        self._waited: set[str] = set()
+        """The log groups in whose last sweep what costs the others had to wait."""
         self._ends: list[_End] = []
         """Those that nobody waits for yet."""
 
@@ -469,6 +520,12 @@ class LogReader:
             for line in await self._last(group, streams, tail, attempt, cursors):
                 yield line
         while True:
+            tails = self._handed_over(group, cursors, end)
+            if tails is not None:
+                async with aclosing(self._share(tails, end)) as lines_of_all:
+                    async for line in lines_of_all:
+                        yield line
+                return
             asked_at = anyio.current_time()
             for cursor in cursors:
                 if cursor.look_back_at <= asked_at:
@@ -534,7 +591,7 @@ class LogReader:
         for stream, container in streams.items():
             events, forward = await self._last_of(group, stream, tail, _Joined(container, attempt), found)
             if events and stream in by_stream:
-                by_stream[stream].begin_behind(events[-1], forward)
+                by_stream[stream].begin_behind(events, forward)
         if len(streams) > 1:
             found.sort(key=_at)
         return found[max(0, len(found) - tail) :]
@@ -569,10 +626,28 @@ class LogReader:
 
     # ---- together --------------------------------------------------------------------------------------------------
 
-    async def _follow_together(
+    def _follow_together(
         self, group: str, streams: Mapping[str, str], attempt: int, end: _End
     ) -> AsyncGenerator[LogLine]:
-        tails = [_Tail(group, stream, _Joined(container, attempt), end) for stream, container in streams.items()]
+        return self._share(
+            [_Tail(group, stream, _Joined(container, attempt), end) for stream, container in streams.items()], end
+        )
+
+    def _handed_over(self, group: str, cursors: Sequence[_Cursor], end: _End) -> list[_Tail] | None:
+        """Return those who go on where *cursors* stand, if they are too many by now to be read one by one."""
+        if self._followed <= self._cadence.few:
+            return None
+        tails: list[_Tail] = []
+        for cursor in cursors:
+            shown = cursor.shown()
+            if shown is None:
+                return None  # of its newest moment there may be what it never saw: only its token tells that
+            tail = _Tail(group, cursor.stream, cursor.joined, end)
+            tail.take_over(*shown)
+            tails.append(tail)
+        return tails
+
+    async def _share(self, tails: Sequence[_Tail], end: _End) -> AsyncGenerator[LogLine]:
         self._tails += tails
         self._wake.set()
         try:
@@ -618,34 +693,53 @@ class LogReader:
                     for group in {tail.group for tail in self._tails}:
                         for chunk in self._chunks(group, now):
                             for tail in chunk:
-                                tail.asking = True
+                                tail.asking, tail.asked_at = True, now
                             tasks.start_soon(self._sweep_once, group, chunk, now)
                 with anyio.CancelScope(deadline=due if self._tails else float("inf")):
                     await self._wake.wait()
 
-    def _chunks(self, group: str, now: float) -> Iterable[list[_Tail]]:
-        """Divide the streams of a group so that few lines are read again, with few calls."""
-        ready = [
-            tail
-            for tail in self._tails
-            if tail.group == group and not tail.paused and not tail.asking and self._is_due(tail, now)
-        ]
-        # One unknown name refuses a whole call: those that were never there do not share one with those that were. Nor
-        # does one with much to catch up, of which a sweep takes only a part, with those that want all pages.
-        ready.sort(key=_place)
+    def _chunks(self, group: str, now: float) -> list[list[_Tail]]:
+        """Divide the streams of a group that are asked for now: at most a call for each hundred that are followed."""
+        followed = {tail.stream for tail in self._tails if tail.group == group}
+        calls = _calls(len(followed)) if self._followed > self._cadence.few else len(followed)
+        ready: dict[str, list[_Tail]] = {}
+        for tail in self._tails:
+            if tail.group == group and not tail.paused and not tail.asking and self._is_due(tail, now):
+                ready.setdefault(tail.stream, []).append(tail)
+        special = [tails for tails in ready.values() if any(tail.is_special for tail in tails)]
+        others = [tails for tails in ready.values() if not any(tail.is_special for tail in tails)]
+        apart = self._packed(special, calls=0)
+        # Where there are not calls enough, the special ones get one every other time: nobody keeps anybody from theirs.
+        spare = calls - _calls(len(others))
+        shares = min(len(apart), max(spare, int(group in self._waited)))
+        together = self._packed(others, calls=calls - shares)
+        if shares < len(apart) and spare <= 0 and not shares:
+            self._waited.add(group)
+        else:
+            self._waited.discard(group)
+        return [*_longest_waiting(apart, shares), *_longest_waiting(together, calls - shares)]
+
+    def _packed(self, streams: list[list[_Tail]], *, calls: int) -> list[list[_Tail]]:
+        """Divide streams so that few lines are read again, if possible with so many *calls*."""
+        # One unknown name refuses a whole call: those that were never there rather do not share one with those that
+        # were. Nor does one with much to catch up, of which a sweep takes only a part, with those that want all pages.
+        streams.sort(key=_place)
         span = self._cadence.overlap * 1000
-        chunk: list[_Tail] = []
-        again = 0.0
-        for tail in ready:
-            if chunk:
-                again += len(tail.seen) * (tail.cut - chunk[0].cut) / span
-                alike = tail.known == chunk[0].known and tail.behind == chunk[0].behind
-                if len(chunk) == _STREAMS_PER_CALL or again > _REREAD or not alike:
-                    yield chunk
-                    chunk, again = [], 0.0
-            chunk.append(tail)
-        if chunk:
-            yield chunk
+        chunks: list[list[_Tail]] = []
+        first = (0, False)
+        known, oldest, size, again = False, 0, 0, 0.0
+        for number, tails in enumerate(streams):
+            at_most, behind, was_there, cut = _place(tails)
+            kind = at_most, behind
+            again += sum(len(tail.seen) for tail in tails) * (cut - oldest) / span
+            full = size == at_most or again > (_REREAD_BEHIND if behind else _REREAD_AT_MOST) or kind != first
+            better = again > _REREAD or was_there != known
+            if full or (better and len(chunks) + _calls(len(streams) - number) <= calls):
+                chunks.append([])
+                first, known, oldest, size, again = kind, was_there, cut, 0, 0.0
+            chunks[-1] += tails
+            size += 1
+        return chunks
 
     def _is_due(self, tail: _Tail, now: float) -> bool:
         return tail.absent_until <= now or tail.end.read_until(self._cadence) <= now
@@ -687,7 +781,7 @@ class LogReader:
                 break
             request["nextToken"] = token
         for tail in chunk:
-            tail.known, tail.absences = True, 0
+            tail.known, tail.absences, tail.at_most = True, 0, _STREAMS_PER_CALL
             self._release(tail, whole="nextToken" not in request and not token)
             self._settle(tail, 0 if tail.behind else floor)
             if not tail.behind:
@@ -698,18 +792,18 @@ class LogReader:
         if not _is_no_stream(exc):
             self._fail(chunk, _unreadable(group, exc))
             return
-        if len({tail.stream for tail in chunk}) > 1:
-            # One unknown name refuses the whole call.
-            await self._sweep(group, chunk[: len(chunk) // 2], begun)
-            await self._sweep(group, chunk[len(chunk) // 2 :], begun)
-            return
-        for tail in chunk:
-            # The container has not started, or never will. It is asked for again, ever less often.
+        # One unknown name refuses the whole call. It is one of those that were never seen, if there are any.
+        doubtful = [tail for tail in chunk if not tail.known] or chunk
+        streams = len({tail.stream for tail in doubtful})
+        for tail in doubtful:
             tail.known = False
-            tail.absences += 1
-            tail.absent_until = begun + min(self._cadence.period * 2.0 ** min(tail.absences, 16), _LONGEST_ABSENCE)
-            tail.swept_from = begun
-            tail.end.tell()
+            tail.at_most = max(1, streams // 2)
+            if streams == 1:
+                # The container has not started, or never will. It is asked for again, ever less often.
+                tail.absences += 1
+                tail.absent_until = begun + min(self._cadence.period * 2.0 ** min(tail.absences, 16), _LONGEST_ABSENCE)
+                tail.swept_from = begun
+                tail.end.tell()
 
     def _fail(self, chunk: Sequence[_Tail], error: BackendError | LogsUnavailable) -> None:
         for tail in chunk:
@@ -735,6 +829,8 @@ class LogReader:
                     continue
                 seen, staged, cut = tail.seen, tail.staged, tail.cut
                 fresh = [event for event in shown if event["eventId"] not in seen and event["timestamp"] >= cut]
+                if tail.handed_over:
+                    fresh = tail.not_handed_over(fresh)
                 if first and not staged:
                     self._take(tail, fresh)
                     continue
@@ -784,14 +880,30 @@ class LogReader:
         if cut > tail.cut:
             tail.cut = cut
             tail.seen = {event: at for event, at in tail.seen.items() if at >= cut}
+            tail.handed_over = {key: times for key, times in tail.handed_over.items() if key[0] >= cut}
 
 
 def _order(event: Mapping[str, Any]) -> tuple[int, int, str]:
     return event["timestamp"], event.get("ingestionTime", 0), event["eventId"]
 
 
-def _place(tail: _Tail) -> tuple[bool, bool, int]:
-    return tail.known, tail.behind, tail.cut
+def _calls(streams: int) -> int:
+    return -(-streams // _STREAMS_PER_CALL)
+
+
+def _longest_waiting(chunks: list[list[_Tail]], count: int) -> list[list[_Tail]]:
+    if len(chunks) <= count:
+        return chunks
+    return sorted(chunks, key=lambda chunk: min(tail.asked_at for tail in chunk))[:count]
+
+
+def _place(tails: Sequence[_Tail]) -> tuple[int, bool, bool, int]:
+    return (
+        min(tail.at_most for tail in tails),
+        any(tail.behind for tail in tails),
+        all(tail.known for tail in tails),
+        min(tail.cut for tail in tails),
+    )
 
 
 def _at(line: LogLine) -> datetime:
