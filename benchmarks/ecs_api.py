@@ -262,8 +262,9 @@ async def _our_reader(url: str) -> AsyncGenerator[Read]:
     async def read(pages: int) -> int:
         count = 0
         streams = {f"fr/pages/{pages}": "main"}
-        async for line in reader.read("/fr", streams, tail=None, attempt=1, over_at=None):
-            count += line.text != ""
+        async for lines in reader.read("/fr", streams, tail=None, attempt=1, over_at=None):
+            for line in lines:
+                count += line.text != ""
         return count
 
     async with api.running():

@@ -117,17 +117,20 @@ async def sheltered_tasks() -> AsyncGenerator[TaskGroup]:
     reach the tasks that start, watch and stop them.
     """
     left = Event()
+    tasks = create_task_group()
 
-    async def shelter(*, task_status: TaskStatus[TaskGroup]) -> None:
+    async def shelter(*, task_status: TaskStatus[None]) -> None:
         with CancelScope(shield=True):
-            async with create_task_group() as tasks:
-                task_status.started(tasks)
+            async with tasks:
+                task_status.started()
                 await left.wait()
                 tasks.cancel_scope.cancel()
 
     async with create_task_group() as outer:
-        tasks = await outer.start(shelter)
         try:
+            # Cancelled half-way, there would be a shelter that nobody leaves. The block hears of it soon enough.
+            with CancelScope(shield=True):
+                await outer.start(shelter)
             yield tasks
         finally:
             left.set()

@@ -81,6 +81,10 @@ _SILENCE_PATIENCE: Final = 300.0
 _STOP_GRACE: Final = 30.0
 """Seconds on top of stop_timeout after which a stop is asked for again; after the third, the end is unknown."""
 _STOP_ASKS: Final = 3
+_LAST_STOP_PATIENCE: Final = 10.0
+"""Seconds that telling an attempt of unknown end to stop may hold up its record."""
+_LEAVING_PATIENCE: Final = 30.0
+"""Seconds that the platform has to say what a key names, once nobody waits for that any more."""
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
 _DEFAULT_RETRY: Final = Retry()
 
@@ -580,12 +584,21 @@ class Runner(AsyncContextManagerMixin):
 
     async def _meet(self, live: _Live, job: Job, key: str) -> list[TaskRef]:
         """Find the attempts that the platform already knows of, and make sure that they are of the same job."""
-        refs: list[TaskRef] = await self._ask(live, 1, "find", self.backend.find, self.namespace, key)
+        question = partial(self._ask, live, 1, "find", self.backend.find, self.namespace, key)
+        refs: Any = _INTERRUPTED
+        if live.stop is None and not live.letting_go:
+            refs = await self._interruptible(live, question)
+        if refs is _INTERRUPTED:
+            # What may run there is to be stopped, or let go of, too. So it is asked for all the same, but not for long.
+            with anyio.move_on_after(_LEAVING_PATIENCE):
+                refs = await question()
+        if refs is _INTERRUPTED:
+            raise _unanswered("find", _LEAVING_PATIENCE)
         if refs:
             there = refs[-1].description
             if there is not None and (different := _differences(there, job.describe(), grown=refs[-1].attempt > 1)):
                 raise KeyConflict(key, different)
-        return refs
+        return cast("list[TaskRef]", refs)
 
     async def _launch(self, live: _Live, job: Job, number: int) -> TaskRef | Attempt | None:
         """
@@ -735,12 +748,12 @@ class Runner(AsyncContextManagerMixin):
             if watch.asked is not None and now >= watch.ask_again_at:
                 if watch.asks == _STOP_ASKS:
                     detail = f"asked to stop ({watch.asked.reason}), and nothing tells whether it did"
-                    return await self._close(live, job, ref, self._unknown(detail), begun)
+                    return await self._give_up(live, job, ref, detail, begun)
                 await self._ask_stop(live, ref, watch, now)
                 continue
             if now >= watch.silent_until:
                 detail = f"the platform has not answered for {_SILENCE_PATIENCE:g} s"
-                return await self._close(live, job, ref, self._unknown(detail), begun)
+                return await self._give_up(live, job, ref, detail, begun)
             after = None if watch.in_doubt else snapshot
             due = now + (self.backend.answer_patience if after is None else _LOOK_AGAIN)
             try:
@@ -797,6 +810,18 @@ class Runner(AsyncContextManagerMixin):
         if live.letting_go or (live.stop is not None and watch.asked is None):
             return
         await self._interruptible(live, anyio.sleep, _pause(watch.failures), deadline=watch.deadline)
+
+    async def _give_up(self, live: _Live, job: Job | None, ref: TaskRef, detail: str, begun: datetime) -> Attempt:
+        """Close an attempt whose end nobody knows. It may live on, so it is told to end once more."""
+        if live.owned:
+            with anyio.move_on_after(_LAST_STOP_PATIENCE, shield=True) as scope:
+                try:
+                    await self.backend.stop(ref, reason=detail)
+                except BackendError as exc:
+                    self._unanswered(live, ref.attempt, "stop", exc)
+            if scope.cancelled_caught:
+                self._unanswered(live, ref.attempt, "stop", _unanswered("stop", _LAST_STOP_PATIENCE))
+        return await self._close(live, job, ref, self._unknown(detail), begun)
 
     async def _close(self, live: _Live, job: Job | None, ref: TaskRef, outcome: Outcome, begun: datetime) -> Attempt:
         lines, complete = await self._last_lines(live, ref)

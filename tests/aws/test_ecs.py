@@ -97,6 +97,35 @@ class TestClusters:
 
         assert (task["launchType"], task["capacityProviderName"]) == ("FARGATE", "FARGATE_SPOT")
 
+    async def test_a_default_strategy_with_a_provider_that_was_deleted_is_refused(self, jobs: Account) -> None:
+        await jobs.register()
+        group = "arn:aws:autoscaling:us-east-1:123456789012:autoScalingGroup:1:autoScalingGroupName/g"
+        await jobs.ask("CreateCapacityProvider", name="mine", autoScalingGroupProvider={"autoScalingGroupArn": group})
+        strategy = [{"capacityProvider": "mine", "weight": 1}]
+        await jobs.ask(
+            "PutClusterCapacityProviders",
+            cluster="jobs",
+            capacityProviders=["mine"],
+            defaultCapacityProviderStrategy=strategy,
+        )
+        await jobs.ask("DeleteCapacityProvider", capacityProvider="mine")
+
+        error = await jobs.refusal("RunTask", **launch(launchType=None))
+
+        assert error.code == "InvalidParameterException"
+        assert "not associated with the cluster" in error.message
+
+    async def test_a_provider_that_was_never_created_is_refused(self, jobs: Account) -> None:
+        await jobs.register()
+        jobs.aws.ecs.add_cluster("odd", ["nobody-made-this"])
+        strategy = [{"capacityProvider": "nobody-made-this", "weight": 1}]
+        wanted = launch(cluster="odd", launchType=None, capacityProviderStrategy=strategy)
+
+        error = await jobs.refusal("RunTask", **wanted)
+
+        assert error.code == "InvalidParameterException"
+        assert "does not exist" in error.message
+
     async def test_there_are_neither_services_nor_instances(self, jobs: Account) -> None:
         services = await jobs.ask("DescribeServices", cluster="jobs", services=["web"])
         instances = await jobs.ask("DescribeContainerInstances", cluster="jobs", containerInstances=["i"])
@@ -971,6 +1000,22 @@ class TestDescribeTasks:
 
         assert error.message == "Invalid identifier: Identifier is for cluster jobs. Your cluster is other"
         assert by_id["failures"][0]["reason"] == "MISSING"
+
+    @pytest.mark.parametrize(
+        ("here", "there"),
+        [(":us-east-1:", ":us-west-2:"), (":123456789012:", ":210987654321:")],
+        ids=["region", "account"],
+    )
+    @pytest.mark.parametrize("operation", ["DescribeTasks", "StopTask"])
+    async def test_the_arn_of_another_region_or_account_is_refused(
+        self, jobs: Account, operation: str, here: str, there: str
+    ) -> None:
+        arn = (await jobs.start()).replace(here, there)
+        members = {"DescribeTasks": {"tasks": [arn]}, "StopTask": {"task": arn}}
+
+        error = await jobs.refusal(operation, cluster="jobs", **members[operation])
+
+        assert error.code == "InvalidParameterException"
 
     async def test_tags_are_told_if_asked_for(self, jobs: Account) -> None:
         arn = await jobs.start(tags=[{"key": "a", "value": "b"}])

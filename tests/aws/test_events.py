@@ -313,7 +313,14 @@ async def test_an_event_arrives_whole(events: EventsService, sqs: SqsService) ->
         "detail",
     }
     assert (sent["version"], sent["time"]) == ("0", "2026-01-01T00:00:00Z")
-    assert events.emitted == [sent]
+    assert list(events.emitted) == [sent]
+
+
+async def test_only_the_last_ten_thousand_are_remembered(events: EventsService) -> None:
+    for number in range(10_001):
+        events.emit({"source": "me", "detail-type": "a number", "detail": {"number": number}})
+
+    assert [events.emitted[0]["detail"], events.emitted[-1]["detail"]] == [{"number": 1}, {"number": 10_000}]
 
 
 async def test_only_a_rule_that_matches_and_is_enabled_sends(events: EventsService, sqs: SqsService) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
+import fargate_runner.testing.aws
 from fargate_runner.testing.aws import ConnectionCut, Fault, Quotas, Rate, throttled
 from fargate_runner.testing.aws._fake import CallLog
 from fargate_runner.testing.aws._model import Checked, WrongReply, check_reply, check_request, check_shape
@@ -303,3 +306,22 @@ def _swallow_loop_errors(into: list[Any]) -> None:
     import asyncio
 
     asyncio.get_running_loop().set_exception_handler(lambda _, context: into.append(context))
+
+
+class TestPublicNames:
+    @pytest.mark.parametrize("name", fargate_runner.testing.aws.__all__)
+    def test_each_can_be_imported(self, name: str) -> None:
+        assert getattr(fargate_runner.testing.aws, name) is not None
+
+    def test_an_unknown_one_is_an_attribute_error(self) -> None:
+        name = "no_such_name"
+
+        with pytest.raises(AttributeError, match=name):
+            getattr(fargate_runner.testing.aws, name)
+
+    def test_the_docker_engine_is_loaded_when_it_is_asked_for(self) -> None:
+        code = "import sys, fargate_runner.testing.aws as aws; print([n for n in sys.modules if 'docker' in n])"
+
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+
+        assert done.stdout.strip() == "[]"

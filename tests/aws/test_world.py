@@ -773,7 +773,7 @@ class TestEvents:
             networkConfiguration={"awsvpcConfiguration": {"subnets": ["subnet-1"]}},
         )
 
-        assert jobs.aws.events.emitted == []
+        assert not jobs.aws.events.emitted
 
 
 class TestWhatCanBeSeen:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import anyio
@@ -71,13 +71,22 @@ class Writer:
         return [line.text async for line in self.lines(reader, tail=tail)]
 
     def lines(self, reader: LogReader, *, tail: int | None = None) -> AsyncGenerator[LogLine]:
-        return reader.follow(
-            GROUP, {self.stream: self.container}, tail=tail, attempt=1, started=self.started, ended=self.ended
+        return one_by_one(
+            reader.follow(
+                GROUP, {self.stream: self.container}, tail=tail, attempt=1, started=self.started, ended=self.ended
+            )
         )
 
 
-async def texts(lines: AsyncGenerator[LogLine]) -> list[str]:
-    return [line.text async for line in lines]
+async def one_by_one(batches: AsyncGenerator[list[LogLine]]) -> AsyncGenerator[LogLine]:
+    async with aclosing(batches):
+        async for lines in batches:
+            for line in lines:
+                yield line
+
+
+async def texts(batches: AsyncGenerator[list[LogLine]]) -> list[str]:
+    return [line.text async for line in one_by_one(batches)]
 
 
 def numbered(count: int, start: int = 0) -> Iterable[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from fargate_runner.backends.ecs._api import Api, Budget
+from fargate_runner.backends.ecs._api import Api, ApiError, Budget, Trouble
 from fargate_runner.testing.aws import ContainerScript, FakeAws, Fault, Quotas, throttled
 from fargate_runner.testing.clock import VirtualClock
 
@@ -343,6 +343,19 @@ class TestThrottles:
 
         assert during <= 1.1 * most_allowed(READ, 60)
         assert sorted(done) == list(range(1000))
+
+    async def test_are_waited_out_for_as_long_as_the_caller_says(
+        self, make_aws: Callable[..., FakeAws], clock: VirtualClock
+    ) -> None:
+        aws = make_aws(quotas=Quotas.unlimited())
+        aws.faults.add(throttled("ecs.ListTasks", times=math.inf))
+
+        async with open_api(aws) as api:
+            with pytest.raises(ApiError, match="Rate exceeded") as raised:
+                await api.call("ecs.ListTasks", 60.0, cluster="jobs")
+
+        assert raised.value.trouble is Trouble.THROTTLED
+        assert 60 <= clock.time() <= 75
 
     async def test_the_pace_shrinks_under_throttles(self, make_aws: Callable[..., FakeAws]) -> None:
         aws = make_aws(quotas=Quotas.unlimited())

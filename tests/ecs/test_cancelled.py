@@ -179,6 +179,19 @@ class TestLeavingInTime:
         assert clock.time() < 1000
         assert truths.alive(aws) == []
 
+    async def test_listing_that_is_throttled_for_ever_holds_nobody_up(
+        self, make_backend: Make, aws: FakeAws, clock: VirtualClock
+    ) -> None:
+        aws.faults.add(throttled("ecs.ListTasks", times=math.inf))
+
+        with anyio.move_on_after(30):
+            async with Runner(make_backend()) as runner, anyio.create_task_group() as tasks:
+                for n in range(30):
+                    tasks.start_soon(runner.run, Words().waits().with_(key=f"job-{n}"))
+
+        assert clock.time() <= 65
+        assert aws.world.truth() == []
+
     async def test_launches_that_wait_for_capacity_are_given_up_at_once(
         self, make_backend: Make, aws: FakeAws, clock: VirtualClock
     ) -> None:

@@ -89,6 +89,31 @@ class TestLadder:
         assert providers(aws) == ["FARGATE_SPOT", "FARGATE_SPOT", "FARGATE"]
         assert [attempt.outcome.kind for attempt in result.attempts] == [Kind.INTERRUPTED] * 2 + [Kind.SUCCEEDED]
 
+    @pytest.mark.parametrize("match", ["ecs.RunTask", "ssm.PutParameter"])
+    async def test_throttles_lead_nowhere(self, make_backend: Make, aws: FakeAws, match: str) -> None:
+        backend = make_backend(capacity=LADDER, secret_prefix="/jobs")
+        aws.faults.add(throttled(match, times=math.inf))
+
+        async with Runner(backend) as runner, anyio.create_task_group() as tasks:
+            tasks.start_soon(runner.run, Words().exits().with_(secrets={"A": Secret("canary")}))
+            await anyio.sleep(200)
+            aws.faults.clear()
+
+        assert providers(aws) == ["FARGATE_SPOT"]
+
+    async def test_after_a_throttle_an_outage_leads_on(self, make_backend: Make, aws: FakeAws) -> None:
+        aws.world.capacity.out("FARGATE_SPOT")
+        aws.faults.add(throttled("ecs.RunTask", times=math.inf))
+
+        async with Runner(make_backend(capacity=LADDER)) as runner, anyio.create_task_group() as tasks:
+            tasks.start_soon(runner.run, Words().exits())
+            await anyio.sleep(100)
+            aws.faults.clear()
+
+        on_spot = ["capacityProviderStrategy" in call for call in calls(aws, "RunTask")[-3:]]
+        assert on_spot == [True, True, False]
+        assert providers(aws) == ["FARGATE"]
+
     async def test_a_zone_without_room_is_left_for_another(self, make_backend: Make, aws: FakeAws) -> None:
         network = Network(subnets=[aws.ec2.subnets[0].id, aws.ec2.subnets[1].id])
         aws.world.capacity.out(zone=aws.world.zone_of(network.subnets[0]))

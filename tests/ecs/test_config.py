@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 import pytest
 
-from fargate_runner import InvalidJob, Job
+from fargate_runner import EcsBackend, InvalidJob, Job
+from fargate_runner.backends import ecs
 from fargate_runner.backends.ecs._config import (
     Capacity,
     EbsVolume,
@@ -260,3 +263,11 @@ def test_values_are_frozen_and_take_names_only(cls: Any) -> None:
 
     assert all(field.kw_only for field in fields)
     assert cls.__setattr__ is not object.__setattr__
+
+
+def test_whatever_a_backend_takes_can_be_imported_from_a_public_place() -> None:
+    takes = " ".join(str(each.annotation) for each in inspect.signature(EcsBackend).parameters.values())
+    ours = set(re.findall(r"[A-Z]\w+", takes)) - {"None", "Any", "Mapping", "Sequence", "Callable"}
+
+    assert ours - set(ecs.__all__) == set()
+    assert {"Cadence", "LogCadence"} <= ours

@@ -11,7 +11,7 @@ from fargate_runner import LogLine, LogsUnavailable
 from fargate_runner.backends.ecs._logs import _Joined
 from fargate_runner.testing.aws import FakeAws, denied, throttled
 from fargate_runner.testing.clock import VirtualClock
-from tests.ecs.log_rig import GROUP, Writer, account, numbered, reading, texts
+from tests.ecs.log_rig import GROUP, Writer, account, numbered, one_by_one, reading, texts
 
 CUT = 262_118
 
@@ -90,7 +90,7 @@ async def test_a_stream_may_appear_late(aws: FakeAws, few: int, appears: float) 
         tasks.start_soon(work)
         streams = {"s/main/1": "main", "s/side/1": "side"}
         lines = reader.follow(GROUP, streams, tail=None, attempt=2, started=early.started, ended=early.ended)
-        found = [(line.container, line.text, line.attempt) async for line in lines]
+        found = [(line.container, line.text, line.attempt) async for line in one_by_one(lines)]
 
     assert found == [("main", "early", 2), ("side", "late", 2)]
 
@@ -298,7 +298,8 @@ def test_lines_that_the_driver_cut_are_whole_again(sizes: list[int], letters: st
             aws.logs.put(GROUP, "s/main/1", [(at, text)])
         await anyio.sleep(1)
         async with reading(aws) as reader:
-            return [line async for line in reader.read(GROUP, {"s/main/1": "main"}, tail=None, attempt=1, over_at=None)]
+            batches = reader.read(GROUP, {"s/main/1": "main"}, tail=None, attempt=1, over_at=None)
+            return [line async for line in one_by_one(batches)]
 
     lines = anyio.run(main, backend_options={"loop_factory": clock.loop})
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fargate_runner.testing.clock import VirtualClock
-from tests.ecs.log_rig import GROUP, Writer, account, numbered, reading
+from tests.ecs.log_rig import GROUP, Writer, account, numbered, one_by_one, reading
 from tests.ecs.test_logs_many import chatter
 
 
@@ -172,7 +172,7 @@ async def test_streams_that_are_not_there_wait_their_turn_and_keep_nobody_from_t
         writer = writers[number]
         streams = {writer.stream: "main"} | ({absent[number]: "late"} if number < 10 else {})
         lines = reader.follow(GROUP, streams, tail=None, attempt=1, started=writer.started, ended=writer.ended)
-        found[writer.stream] = [(line.container, line.text) async for line in lines]
+        found[writer.stream] = [(line.container, line.text) async for line in one_by_one(lines)]
 
     async with reading(aws, few=0) as reader, anyio.create_task_group() as tasks:
         for number, writer in enumerate(writers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -100,6 +101,14 @@ async def server(answer: Callable[[str], tuple[int, bytes]]) -> AsyncGenerator[s
         await runner.cleanup()
 
 
+@pytest.fixture(params=["orjson", "json"], autouse=True)
+def reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What reads JSON: orjson is an extra."""
+    if request.param == "json":
+        monkeypatch.setitem(sys.modules, "orjson", None)
+    return request.param
+
+
 @asynccontextmanager
 async def both(url: str) -> AsyncGenerator[tuple[Api, Api]]:
     """Open a door that reads plain JSON, and one that has botocore read it."""
@@ -120,6 +129,24 @@ def plain(value: Any) -> Any:
             return pytest.approx(value.timestamp(), abs=1e-6)
         case _:
             return value
+
+
+ODD = {
+    "half a surrogate pair": rb'{"events": [{"message": "\ud83d", "timestamp": 1}]}',
+    "a number above 64 bits": b'{"events": [{"message": "a", "timestamp": 18446744073709551615}]}',
+    "a moment to the microsecond": b'{"events": [{"message": "a", "timestamp": 1778065333.877123}]}',
+    "a name twice": b'{"events": [{"message": "a", "message": "b", "timestamp": 1}]}',
+    "not a number": b'{"events": [{"message": "a", "timestamp": NaN}]}',
+    "zeros and controls": rb'{"events": [{"message": "\u0000\u001b[31m", "timestamp": 0}]}',
+}
+
+
+@pytest.mark.parametrize("body", ODD.values(), ids=ODD.keys())
+def test_what_reads_json_is_of_no_account(reads: str, body: bytes) -> None:
+    loads = _api._json_loads()
+
+    assert (loads is json.loads) == (reads == "json")
+    assert repr(loads(body)) == repr(json.loads(body))
 
 
 class TestBothWays:

@@ -420,3 +420,46 @@ def test_the_cadence_of_a_fake_platform_is_quick() -> None:
 
     assert timedelta(seconds=quick.period) < timedelta(seconds=1)
     assert isinstance(quick, Cadence)
+
+
+class TestTasksOfStrangers:
+    async def test_events_of_tasks_that_nobody_awaits_do_not_pile_up(self, aws: FakeAws) -> None:
+        (task,) = await launch(aws)
+        first, *others = [f"{task['taskArn'][:-32]}{number:032x}" for number in range(1101)]
+
+        async with watching(aws) as watch:
+            for arn in (first, *others):
+                watch.saw(task | {"taskArn": arn, "version": 3, "lastStatus": "RUNNING"}, "event")
+
+            assert len(watch._entries) == 1000
+            assert first not in watch._entries
+            assert others[-1] in watch._entries
+
+    async def test_an_event_that_comes_before_anybody_asks_is_not_lost(self, aws: FakeAws) -> None:
+        (task,) = await launch(aws)
+        arn, events = task["taskArn"], [f"{task['taskArn'][:-32]}{number:032x}" for number in range(1100)]
+
+        async with watching(aws) as watch:
+            watch.saw(task | {"version": 3, "lastStatus": "RUNNING"}, "event")
+            first = await watch.observe(arn, "main", after=Snapshot(phase=Phase.PENDING))
+            for stranger in events:
+                watch.saw(task | {"taskArn": stranger, "version": 3, "lastStatus": "RUNNING"}, "event")
+
+            assert first.phase is Phase.RUNNING
+            assert arn in watch._entries
+        assert looks(aws) == 0
+
+    async def test_one_whose_event_overtakes_the_launch_may_still_be_missing_for_a_while(
+        self, aws: FakeAws, clock: VirtualClock
+    ) -> None:
+        aws.world.visible_after = (200.0, 200.0)
+        (task,) = await launch(aws)
+
+        async with watching(aws) as watch:
+            watch.saw(task, "event")
+            watch.saw(task, "run-task")
+            seen = await watch.observe(task["taskArn"], "main", after=None)
+            while seen.phase < Phase.RUNNING:
+                seen = await watch.observe(task["taskArn"], "main", after=seen)
+
+        assert seen.phase is Phase.RUNNING

@@ -178,9 +178,15 @@ def _arns(part: Mapping[str, Any]) -> tuple[str, str]:
     return f"{base}:cluster/{namespace}", f"{base}:task/{namespace}/{token[:32]}"
 
 
+def _definition(part: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the family and the revision of the task definition: of the fake AWS, or made up."""
+    return _label(part, "family") or _label(part, "namespace"), _label(part, "revision") or "1"
+
+
 def container_document(part: Mapping[str, Any], group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what ``${ECS_CONTAINER_METADATA_URI_V4}`` answers for one container of *group*."""
     cluster, task = _arns(part)
+    family, revision = _definition(part)
     state, host = part["State"], part["HostConfig"]
     known = _STATES.get(state["Status"], "RUNNING")
     document: dict[str, Any] = {
@@ -193,8 +199,8 @@ def container_document(part: Mapping[str, Any], group: Sequence[Mapping[str, Any
             "com.amazonaws.ecs.cluster": cluster,
             "com.amazonaws.ecs.container-name": _name(part),
             "com.amazonaws.ecs.task-arn": task,
-            "com.amazonaws.ecs.task-definition-family": _label(part, "namespace"),
-            "com.amazonaws.ecs.task-definition-version": "1",
+            "com.amazonaws.ecs.task-definition-family": family,
+            "com.amazonaws.ecs.task-definition-version": revision,
             **{k: v for k, v in part["Config"]["Labels"].items() if not k.startswith(LABEL)},
         },
         "DesiredStatus": "RUNNING" if known != "STOPPED" else "STOPPED",
@@ -238,12 +244,13 @@ def task_document(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     visible = [part for part in group if _is_visible(part)]
     job = next((part for part in visible if _label(part, "role") == "job"), visible[0])
     cluster, task = _arns(job)
+    family, revision = _definition(job)
     known = _STATES.get(job["State"]["Status"], "RUNNING")
     document: dict[str, Any] = {
         "Cluster": cluster,
         "TaskARN": task,
-        "Family": _label(job, "namespace"),
-        "Revision": "1",
+        "Family": family,
+        "Revision": revision,
         "DesiredStatus": "RUNNING" if known != "STOPPED" else "STOPPED",
         "KnownStatus": known,
         "Limits": {

@@ -12,14 +12,18 @@ from fargate_runner.backends.ecs._config import (
     Provider,
     Roles,
 )
+from fargate_runner.backends.ecs._logs import LogCadence
+from fargate_runner.backends.ecs._watch import Cadence
 
 __all__ = [
     "Budget",
+    "Cadence",
     "Capacity",
     "EbsVolume",
     "EcsBackend",
     "EcsOptions",
     "EfsVolume",
+    "LogCadence",
     "LogGroup",
     "Network",
     "Provider",

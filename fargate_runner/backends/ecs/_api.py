@@ -496,13 +496,14 @@ def _fast_parsers() -> Any:
     stock: Any = type(AioResponseParserFactory().create_parser("json"))
     if inspect.iscoroutinefunction(stock._handle_json_body):
         raise TypeError("this botocore reads JSON in another way")
+    loads = _json_loads()
 
     class JsonParser(stock):  # type: ignore[misc]
         def _handle_json_body(self, raw_body: bytes, shape: Any) -> Any:
             if getattr(shape, "name", None) not in PLAIN_REPLIES:
                 return super()._handle_json_body(raw_body, shape)
             try:
-                reply = json.loads(raw_body)
+                reply = loads(raw_body)
             except ValueError as exc:
                 raise ResponseParserError(f"not JSON: {raw_body[:100]!r}") from exc
             if not isinstance(reply, dict):
@@ -516,6 +517,22 @@ def _fast_parsers() -> Any:
             return super().create_parser(protocol_name, *args, **kwargs)
 
     return Factory()
+
+
+def _json_loads() -> Callable[[bytes], Any]:
+    """Return what reads JSON: orjson in a third of the time where it is installed, json otherwise; both read alike."""
+    try:
+        import orjson
+    except ImportError:
+        return json.loads
+
+    def loads(body: bytes) -> Any:
+        try:
+            return orjson.loads(body)
+        except ValueError:
+            return json.loads(body)  # half of a surrogate pair, say, which json lets pass
+
+    return loads
 
 
 def _lean_loader(data_path: str | None) -> Any:
@@ -686,12 +703,13 @@ class Api:
             for client in clients:
                 await self._close(client)
 
-    async def call(self, operation: str, /, **request: Any) -> dict[str, Any]:
+    async def call(self, operation: str, throttle_patience: float = float("inf"), /, **request: Any) -> dict[str, Any]:
         """
         Ask AWS: ``await api.call("ecs.RunTask", cluster=…)``. Safe to cancel; its effect is then unknown.
 
-        Throttles are waited out, without end. What AWS or the way to it fails in is tried again for two minutes, what
-        expired credentials fail in for a quarter of an hour; always with the very same request.
+        Throttles are waited out, without end unless *throttle_patience* gives one in seconds. What AWS or the way to it
+        fails in is tried again for two minutes, what expired credentials fail in for a quarter of an hour; always with
+        the very same request.
 
         :raises ApiError: AWS's own error, or none of its answers
         :raises BackendUnavailable: AWS cannot be reached at all: no credentials, no region, no way to the endpoint
@@ -701,7 +719,7 @@ class Api:
         if operation == "ecs.RunTask":
             # botocore would make up a new one for each try, and each would start a task.
             assert request.get("clientToken"), "a RunTask without a clientToken must not be sent twice"
-        return await self._try(_Call(self, operation, request))
+        return await self._try(_Call(self, operation, request, throttle_patience=throttle_patience))
 
     async def _try(self, call: _Call) -> dict[str, Any]:
         try:
@@ -922,11 +940,10 @@ def _region_of_session(session: Any) -> str | None:
 # ---- one call ------------------------------------------------------------------------------------------------------
 
 _PATIENCES: Final[Mapping[Trouble, float]] = {
-    Trouble.THROTTLED: float("inf"),
     Trouble.TRANSIENT: 120.0,
     Trouble.EXPIRED: 900.0,
 }
-"""Seconds that each kind of trouble is waited out."""
+"""Seconds that each kind of trouble is waited out; throttles as long as the caller says."""
 _UNREACHED_PATIENCE: Final = 30.0
 """Seconds that we knock at an endpoint that nobody has ever answered at."""
 
@@ -947,11 +964,20 @@ _NEVER_EMPTY: Final[Mapping[str, frozenset[str]]] = dict.fromkeys(
 class _Call:
     """One call and its tries: what is known of it from one to the next."""
 
-    def __init__(self, api: Api, operation: str, request: Mapping[str, Any], *, patience: float = float("inf")) -> None:
+    def __init__(
+        self,
+        api: Api,
+        operation: str,
+        request: Mapping[str, Any],
+        *,
+        patience: float = float("inf"),
+        throttle_patience: float = float("inf"),
+    ) -> None:
         self._api = api
         self._operation = operation
         self._request = request
         self._patience = patience
+        self._throttle_patience = throttle_patience
         self._service, self._method = _method_of(operation)
         self._began = 0.0
         self._tries: dict[Trouble, int] = dict.fromkeys(_PAUSES, 0)
@@ -1019,7 +1045,7 @@ class _Call:
         """Whether another try is worth it."""
         if not isinstance(error, ApiError) or error.trouble not in _PAUSES:
             return False
-        patience = _PATIENCES[error.trouble]
+        patience = _PATIENCES.get(error.trouble, self._throttle_patience)
         if self._unsent and not self._api._reached:
             patience = min(patience, _UNREACHED_PATIENCE)
         return anyio.current_time() - self._since[error.trouble] < min(patience, self._patience)

@@ -32,7 +32,7 @@ from fargate_runner._errors import (
 from fargate_runner._job import Job, Secret
 from fargate_runner._lifecycle import Cause, LogLine, Phase, Proof, Snapshot
 from fargate_runner.backends.ecs import _discover, _wire
-from fargate_runner.backends.ecs._api import Api, ApiError, Budget, Trouble, _Call
+from fargate_runner.backends.ecs._api import Api, ApiError, Budget, Trouble
 from fargate_runner.backends.ecs._config import Capacity, EcsOptions, LogGroup, Network, Roles
 from fargate_runner.backends.ecs._logs import LogCadence, LogReader
 from fargate_runner.backends.ecs._taskdefs import Definition, TaskDefinitions
@@ -50,7 +50,10 @@ _CLUSTER: Final = re.compile(r"(arn:aws[a-z-]*:ecs:[a-z0-9-]+:\d{12}:cluster/)?[
 _S3: Final = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?P<prefix>/[^\s]*)?\Z", re.ASCII)
 _PARAMETER_PATH: Final = re.compile(r"(/[A-Za-z0-9_.-]+){1,10}/?\Z", re.ASCII)
 _THROTTLES_PATIENCE: Final = 60.0
-"""Seconds of nothing but throttles after which a launch is given back to the caller, who may not want it any more."""
+"""
+Seconds of nothing but throttles after which a launch is given back to the caller, who may not want it any more: it is
+not cancelled, so it must not wait for the end of throttles for ever.
+"""
 _TURN_KEPT: Final = 10.0
 """Seconds after which a turn that was waited for counts as not wanted any more."""
 _CLEANING_UP: Final = 60.0
@@ -97,6 +100,7 @@ class EcsBackend(Backend):
     - ``tags``: put on every task, below the job's own
     - ``session``: any aioboto3 or aiobotocore session; by default a new ``aioboto3.Session()``
     - ``budget``: how much of AWS's API quotas to use, where they were raised or are shared
+    - ``cadence``, ``log_cadence``: how often tasks and lines are asked for; mostly for tests
 
     ECS keeps an ended task for an hour, and its lines as long as the log group does; `forget` makes this backend
     forget them, and nobody else.
@@ -179,11 +183,11 @@ class EcsBackend(Backend):
 
     @asynccontextmanager
     async def _running(self) -> AsyncGenerator[None]:
-        await anyio.lowlevel.checkpoint()  # who is cancelled already opens nothing
         self._api = self._make_api()
         self._placed: dict[str, _Placed] = {}
         self._forgotten: dict[str, float] = {}
         self._doubtful: dict[str, tuple[str, float]] = {}
+        self._throttled: dict[str, set[tuple[int, int]]] = {}
         self._spilled: set[str] = set()
         self._parameters_of: dict[str, set[str]] = {}
         self._cluster_checked = self._group_checked = self._group_made = False
@@ -293,13 +297,19 @@ class EcsBackend(Backend):
             task_definition=definition.arn,
             body=definition.body,
             token=launch_token(_wire.cluster_name(self.cluster), identity),
-            capacity=_wire.rung(options.capacity or (Capacity.fargate(),), identity),
+            capacity=_wire.rung(options.capacity or (Capacity.fargate(),), self._without_throttled(identity)),
             network=options.network,
             options=options,
             roles=options.roles,
             tags=self._tags,
             spill=spill or _wire.Spill(),
         )
+
+    def _without_throttled(self, identity: Identity) -> Identity:
+        """Return *identity* with the placements that failed for want of room: a throttle says nothing of capacity."""
+        owner, launch = _wire.started_by(identity.namespace, identity.key), (identity.attempt, identity.placement)
+        throttled = sum(earlier < launch for earlier in self._throttled.get(owner, ()))
+        return attrs.evolve(identity, placement=max(1, identity.placement - throttled))
 
     async def _spills(self, job: Job, request: Mapping[str, Any]) -> list[_wire.Spill]:
         """Say what may travel otherwise, the cheapest first: an object in S3, or a definition of its own."""
@@ -436,7 +446,7 @@ class EcsBackend(Backend):
         begun = anyio.current_time()
         self._turns.take(launch.token)
         try:
-            reply = await self._api._try(_LaunchCall(self._api, "ecs.RunTask", launch.request["run_task"]))
+            reply = await self._api.call("ecs.RunTask", _THROTTLES_PATIENCE, **launch.request["run_task"])
         except ApiError as exc:
             return await self._not_run(launch, owner, exc)
         request_id = _wire.request_id(reply)
@@ -463,9 +473,9 @@ class EcsBackend(Backend):
                     "Overwrite": True,
                 }
                 try:
-                    await self._api._try(_LaunchCall(self._api, "ssm.PutParameter", parameter))
+                    await self._api.call("ssm.PutParameter", _THROTTLES_PATIENCE, **parameter)
                 except ApiError as exc:
-                    raise _not_taken(launch, exc) from exc
+                    raise self._not_taken(launch, owner, exc) from exc
 
     async def _drop_secrets(self, owner: str) -> None:
         """Delete what was kept for the tasks of *owner*, if none of them is left that this process knows of."""
@@ -520,7 +530,7 @@ class EcsBackend(Backend):
             self._doubtful[owner] = launch.token, anyio.current_time()
             raise exc
         if exc.retryable:  # no try of it had any effect
-            raise _not_taken(launch, exc) from exc
+            raise self._not_taken(launch, owner, exc) from exc
         arn = launch.request["run_task"]["taskDefinition"]
         if _wire.is_inactive(exc.aws_message) and launch.request["definition_is_ours"]:
             # Another deployer deregistered it. The next placement registers it again.
@@ -536,6 +546,14 @@ class EcsBackend(Backend):
             code=exc.code,
             retryable=refusal.retryable,
         ) from exc
+
+    def _not_taken(self, launch: Launch, owner: str, exc: ApiError) -> LaunchRejected:
+        error = LaunchRejected
+        if exc.trouble is Trouble.THROTTLED:
+            error = PlacementRefused
+            self._throttled.setdefault(owner, set()).add((launch.identity.attempt, launch.identity.placement))
+        said = f"nothing was started for {launch.job_name!r}: {exc}"
+        return error(said, operation=exc.operation, code=exc.code, retryable=exc.retryable)
 
     async def _adopt(self, launch: Launch, owner: str, exc: ApiError) -> TaskRef:
         """The token has started something else, or the same in other words: meet it, or say what differs."""
@@ -629,9 +647,9 @@ class EcsBackend(Backend):
         group, streams = place
         if not follow:
             over_at = self._watch.exited_at(ref.address) if last.ended else None
-            lines = self._reader.read(group, streams, tail=tail, attempt=ref.attempt, over_at=over_at)
+            reading = self._reader.read(group, streams, tail=tail, attempt=ref.attempt, over_at=over_at)
         else:
-            lines = self._reader.follow(
+            reading = self._reader.follow(
                 group,
                 streams,
                 tail=tail,
@@ -639,9 +657,10 @@ class EcsBackend(Backend):
                 started=partial(self._reached, ref, Phase.RUNNING),
                 ended=partial(self._over_at, ref),
             )
-        async with aclosing(lines):
-            async for line in lines:
-                yield line
+        async with aclosing(reading):
+            async for lines in reading:
+                for line in lines:
+                    yield line
 
     async def _reached(self, ref: TaskRef, phase: Phase) -> None:
         seen = await self.observe(ref)
@@ -731,6 +750,7 @@ class EcsBackend(Backend):
         self._watch.forget(ref.address)
         placed = self._placed.pop(ref.address, None)
         if placed is not None:
+            self._throttled.pop(placed.owner, None)
             await self._drop_secrets(placed.owner)
 
     async def prune(self, namespace: str, *, unused_since: timedelta = timedelta(days=30)) -> list[str]:
@@ -821,12 +841,6 @@ def _refused(launch: Launch, reply: Mapping[str, Any], request_id: str) -> Launc
     return error(said, operation="RunTask", code=refusal.kind, retryable=refusal.retryable)
 
 
-def _not_taken(launch: Launch, exc: ApiError) -> LaunchRejected:
-    error = PlacementRefused if exc.trouble is Trouble.THROTTLED else LaunchRejected
-    said = f"nothing was started for {launch.job_name!r}: {exc}"
-    return error(said, operation=exc.operation, code=exc.code, retryable=exc.retryable)
-
-
 def _check_cluster_name(cluster: str) -> str:
     if not isinstance(cluster, str) or not _CLUSTER.match(cluster):
         raise InvalidJob("cluster", cluster, "not the name or ARN of a cluster", "write it like 'jobs'")
@@ -865,16 +879,6 @@ def _several(reply: Mapping[str, Any], member: str, operation: str) -> list[Any]
     if not isinstance(parts, list):
         raise BackendError(f"ECS answered {operation} without {member}", operation=operation, retryable=True)
     return parts
-
-
-class _LaunchCall(_Call):
-    """A call of a submission: that is not cancelled, so it must not wait for the end of throttles for ever."""
-
-    def goes_on(self, error: BaseException) -> bool:
-        if isinstance(error, ApiError) and error.trouble is Trouble.THROTTLED:
-            lasted = anyio.current_time() - self._since[error.trouble]
-            return lasted < _THROTTLES_PATIENCE and super().goes_on(error)
-        return super().goes_on(error)
 
 
 class _Turns:

@@ -445,9 +445,9 @@ class LogReader:
 
     async def read(
         self, group: str, streams: Mapping[str, str], *, tail: int | None, attempt: int, over_at: float | None
-    ) -> AsyncGenerator[LogLine]:
+    ) -> AsyncGenerator[list[LogLine]]:
         """
-        Yield what is there: *streams* are container names by stream.
+        Yield what is there, a few lines at a time: *streams* are container names by stream.
 
         *over_at* is when the containers were first known to be over, in the loop's seconds. CloudWatch takes lines in
         with a delay, so a reading soon after that waits until the last one has had its time.
@@ -460,8 +460,7 @@ class LogReader:
         if over_at is not None:
             await anyio.sleep_until(over_at + self._cadence.drain)
         if tail is not None:
-            for line in await self._last(group, streams, tail, attempt):
-                yield line
+            yield await self._last(group, streams, tail, attempt)
             return
         for stream, container in streams.items():
             cursor = _Cursor(stream, _Joined(container, attempt))
@@ -469,10 +468,8 @@ class LogReader:
             while more:
                 events, more = await self._page(group, cursor)
                 for lines in cursor.joined.batches(events):
-                    for line in lines:
-                        yield line
-            for line in cursor.joined.rest():
-                yield line
+                    yield lines
+            yield cursor.joined.rest()
 
     async def follow(
         self,
@@ -483,9 +480,10 @@ class LogReader:
         attempt: int,
         started: Callable[[], Awaitable[None]],
         ended: Callable[[], Awaitable[float]],
-    ) -> AsyncGenerator[LogLine]:
+    ) -> AsyncGenerator[list[LogLine]]:
         """
-        Yield what is there and what comes, until *ended* has returned and the last line has had time to come.
+        Yield what is there and what comes, until *ended* has returned and the last line has had time to come; a few
+        lines at a time.
 
         *started* returns when the containers run: before, there is no stream. *ended* returns when they were first
         known to be over, in the loop's seconds.
@@ -504,8 +502,8 @@ class LogReader:
             else:
                 reading = self._follow_together(group, streams, attempt, end)
             async with aclosing(reading):
-                async for line in reading:
-                    yield line
+                async for lines in reading:
+                    yield lines
         finally:
             end.scope.cancel()
             self._followed -= len(streams)
@@ -514,17 +512,16 @@ class LogReader:
 
     async def _follow_alone(
         self, group: str, streams: Mapping[str, str], tail: int | None, attempt: int, end: _End
-    ) -> AsyncGenerator[LogLine]:
+    ) -> AsyncGenerator[list[LogLine]]:
         cursors = [_Cursor(stream, _Joined(container, attempt)) for stream, container in streams.items()]
         if tail is not None:
-            for line in await self._last(group, streams, tail, attempt, cursors):
-                yield line
+            yield await self._last(group, streams, tail, attempt, cursors)
         while True:
             tails = self._handed_over(group, cursors, end)
             if tails is not None:
                 async with aclosing(self._share(tails, end)) as lines_of_all:
-                    async for line in lines_of_all:
-                        yield line
+                    async for lines in lines_of_all:
+                        yield lines
                 return
             asked_at = anyio.current_time()
             for cursor in cursors:
@@ -536,8 +533,7 @@ class LogReader:
                 cursor = pending.pop(0)
                 events, more = await self._page(group, cursor)
                 for lines in cursor.joined.batches(events):
-                    for line in lines:
-                        yield line
+                    yield lines
                 if more:
                     pending.append(cursor)
                 elif asked_at - cursor.new_at <= self._cadence.overlap * 1.5:
@@ -549,8 +545,7 @@ class LogReader:
             now = anyio.current_time()
             await end.news(max(now, min(now + self._cadence.period, until)))
         for cursor in cursors:
-            for line in cursor.joined.rest():
-                yield line
+            yield cursor.joined.rest()
 
     async def _page(self, group: str, cursor: _Cursor) -> tuple[Sequence[Mapping[str, Any]], bool]:
         """Return the next events of a stream, and whether there may be more at once."""
@@ -628,7 +623,7 @@ class LogReader:
 
     def _follow_together(
         self, group: str, streams: Mapping[str, str], attempt: int, end: _End
-    ) -> AsyncGenerator[LogLine]:
+    ) -> AsyncGenerator[list[LogLine]]:
         return self._share(
             [_Tail(group, stream, _Joined(container, attempt), end) for stream, container in streams.items()], end
         )
@@ -647,15 +642,16 @@ class LogReader:
             tails.append(tail)
         return tails
 
-    async def _share(self, tails: Sequence[_Tail], end: _End) -> AsyncGenerator[LogLine]:
+    async def _share(self, tails: Sequence[_Tail], end: _End) -> AsyncGenerator[list[LogLine]]:
         self._tails += tails
         self._wake.set()
         try:
             while True:
                 for tail in tails:
                     while tail.buffer:
-                        self._buffered -= 1
-                        yield tail.buffer.popleft()
+                        lines = [tail.buffer.popleft() for _ in range(min(_BATCH, len(tail.buffer)))]
+                        self._buffered -= len(lines)
+                        yield lines
                     if tail.paused:
                         tail.paused = False
                         self._wake.set()
@@ -669,8 +665,7 @@ class LogReader:
                 if not any(tail.buffer for tail in tails):
                     await end.news(float("inf"))
             for tail in tails:
-                for line in tail.joined.rest():
-                    yield line
+                yield tail.joined.rest()
         finally:
             for tail in tails:
                 self._buffered -= len(tail.buffer)

@@ -26,6 +26,8 @@ _BATCH: Final = 100
 """Tasks that one DescribeTasks call takes (Amazon ECS API Reference)."""
 _CLOCKS_DIFFER: Final = timedelta(seconds=60)
 """How far AWS's clock and ours may be apart."""
+_STRANGERS: Final = 1000
+"""Tasks known from events alone: most are other people's, but an event may overtake the answer to a launch."""
 
 
 @attrs.frozen(kw_only=True)
@@ -137,6 +139,8 @@ class Watch:
         self._utcnow = utcnow
         self._cadence = cadence
         self._entries: dict[str, _Entry] = {}
+        self._strangers: dict[str, None] = {}
+        """Those of which nothing but events has told, the oldest first."""
         self._wake = anyio.Event()
         self._asleep_until = float("-inf")
 
@@ -162,6 +166,7 @@ class Watch:
         if not self._is_ours(arn):
             return _wire.missing(arn, seen_at=self._utcnow())
         entry = self._entry(arn, container, submitted_at, created_at)
+        self._strangers.pop(arn, None)
         if after is not None and (entry.snapshot is None or entry.snapshot.phase < after.phase):
             entry.snapshot = after  # known from elsewhere, and it does not go back
         errors = entry.errors
@@ -189,9 +194,16 @@ class Watch:
         arn = _wire.task_arn(task)
         if not self._is_ours(arn):
             return
+        is_new = arn not in self._entries
         entry = self._entry(
             arn, _wire.own_container(task), anyio.current_time() if source == "run-task" else None, None
         )
+        if source != "event":
+            self._strangers.pop(arn, None)
+        elif is_new:
+            self._strangers[arn] = None
+            if len(self._strangers) > _STRANGERS:
+                self.forget(next(iter(self._strangers)))
         if _wire.is_stopped(task) and "containers" not in task:
             entry.due = float("-inf")  # a replay for an old token: that it is over, and nothing else
         elif entry.snapshot is None or _wire.version(task) > entry.version:
@@ -212,6 +224,7 @@ class Watch:
     def forget(self, arn: str) -> None:
         """Drop what is known of a task."""
         self._entries.pop(arn, None)
+        self._strangers.pop(arn, None)
 
     def _is_ours(self, arn: str) -> bool:
         # Short ARNs of before 2018 do not name their cluster.
@@ -229,6 +242,8 @@ class Watch:
             else:
                 known_from, due = now - self._cadence.grace, now
             entry = self._entries[arn] = _Entry(arn, container, known_from, due)
+        elif submitted_at is not None:
+            entry.known_from = max(entry.known_from, submitted_at)  # an event was faster than the launch's answer
         if not entry.container:
             entry.container = container
         return entry

@@ -9,10 +9,12 @@ A fake AWS that tells the truth: ECS on Fargate, CloudWatch Logs, EventBridge an
 
 `FakeAws` is the whole account: ``session()`` is its face in process, under virtual time, ``serve()`` the one over HTTP.
 `ContainerScript` and `TaskScript` say what happens to tasks, `Fault` and `Chaos` what goes wrong, ``aws.world.truth()``
-what really happened.
+what really happened. `DockerEngine` is an ``engine`` whose tasks are real containers.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from fargate_runner.testing.aws._engine import Engine, ScriptedEngine
 from fargate_runner.testing.aws._events import Delivery
@@ -25,6 +27,9 @@ from fargate_runner.testing.aws._service import AwsError
 from fargate_runner.testing.aws._task import ContainerTruth, TaskTruth
 from fargate_runner.testing.aws._world import World
 
+if TYPE_CHECKING:
+    from fargate_runner.testing.aws._docker import DockerEngine
+
 __all__ = [
     "AwsError",
     "Call",
@@ -35,6 +40,7 @@ __all__ = [
     "ContainerScript",
     "ContainerTruth",
     "Delivery",
+    "DockerEngine",
     "Engine",
     "FakeAws",
     "Fault",
@@ -52,3 +58,13 @@ __all__ = [
     "server_error",
     "throttled",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The Docker backend is not loaded for those who script their tasks.
+    if name != "DockerEngine":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from fargate_runner.testing.aws._docker import DockerEngine
+
+    globals()[name] = DockerEngine
+    return DockerEngine

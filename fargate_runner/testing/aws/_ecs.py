@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Protocol
 
 import attrs
@@ -337,7 +337,7 @@ class EcsService(Service):
                     "The specified capacity provider does not exist. Specify a valid name or ARN and try again."
                 )
 
-    def _checked_strategy(self, cluster: _Cluster, strategy: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def _checked_strategy(self, cluster: _Cluster, strategy: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         items = [{"weight": 0, "base": 0, **item} for item in strategy]
         if len(items) > 20:
             raise _invalid("A capacity provider strategy can contain a maximum of 20 capacity providers.")
@@ -547,9 +547,11 @@ class EcsService(Service):
             raise _invalid("Managed Instances are used through a capacity provider strategy, without a launch type.")
         if launch_type:
             return launch_type, []
-        strategy = self._checked_strategy(cluster, asked) if asked else cluster.strategy
+        # The cluster's own, too: a provider may have been deleted since it was set.
+        strategy = self._checked_strategy(cluster, asked or cluster.strategy)
         if not strategy:
             return "EC2", []
+        self._check_providers(item["capacityProvider"] for item in strategy)
         first = strategy[0]["capacityProvider"]
         if first in _FARGATE:
             return "FARGATE", strategy
@@ -861,7 +863,12 @@ class EcsService(Service):
     def _task_id(self, cluster: _Cluster, name: str) -> str:
         if not name.startswith("arn:"):
             return name
-        parts = name.split(":", 5)[-1].split("/")
+        _, _, _, region, account, resource = (name.split(":", 5) + [""] * 5)[:6]
+        if region != self._region:
+            raise _invalid("Invalid Region in ARN")
+        if account != self._account:  # how AWS words this is not known
+            raise _invalid(f"Invalid identifier: Identifier is for account {account}. Your account is {self._account}")
+        parts = resource.split("/")
         if len(parts) == 3 and parts[1] != cluster.name:
             raise _invalid(f"Invalid identifier: Identifier is for cluster {parts[1]}. Your cluster is {cluster.name}")
         if parts[0] != "task":

@@ -13,6 +13,7 @@ import json
 import re
 import struct
 from base64 import b64encode
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import count
 from random import Random
@@ -32,6 +33,8 @@ _seconds = validators.ge(0.0)
 
 # A timer may fire a rounding error too early; without this a waiting receiver would then spin in virtual time.
 _ROUNDING: Final = 1e-6
+_REMEMBERED: Final = 10_000
+"""Events that are kept to be looked at: a server may run for weeks."""
 
 
 @attrs.frozen(kw_only=True)
@@ -922,8 +925,8 @@ class EventsService(Service):
         self.region = region
         self.account = account
         self.delivery = delivery or Delivery()
-        self.emitted: list[dict[str, Any]] = []
-        """Every event that was on the bus, in order."""
+        self.emitted: deque[dict[str, Any]] = deque(maxlen=_REMEMBERED)
+        """The last ten thousand events that were on the bus, in order."""
 
         self._clock = clock
         self._sqs = sqs
