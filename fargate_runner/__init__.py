@@ -23,13 +23,16 @@ if TYPE_CHECKING:
         FargateRunnerError,
         InvalidJob,
         JobNotFound,
+        JournalError,
         KeyConflict,
         LaunchRejected,
         LogsUnavailable,
         PlacementRefused,
         RunnerClosed,
     )
+    from fargate_runner._dynamodb import DynamoDBJournal
     from fargate_runner._job import HealthCheck, Job, Secret, SecretRef, Sidecar, Size
+    from fargate_runner._journal import Journal, MemoryJournal, SqliteJournal
     from fargate_runner._lifecycle import (
         Attempt,
         Cause,
@@ -69,6 +72,7 @@ __all__ = [
     "Capacity",
     "Cause",
     "DockerBackend",
+    "DynamoDBJournal",
     "EbsVolume",
     "EcsBackend",
     "EcsOptions",
@@ -82,6 +86,8 @@ __all__ = [
     "JobHandle",
     "JobNotFound",
     "JobResult",
+    "Journal",
+    "JournalError",
     "KeyConflict",
     "Kind",
     "Launch",
@@ -90,6 +96,7 @@ __all__ = [
     "LogLine",
     "LogsUnavailable",
     "MemoryBackend",
+    "MemoryJournal",
     "Network",
     "Outcome",
     "Phase",
@@ -108,6 +115,7 @@ __all__ = [
     "Sidecar",
     "Size",
     "Snapshot",
+    "SqliteJournal",
     "TaskRef",
 ]
 
@@ -119,13 +127,16 @@ _HOMES = {
         "FargateRunnerError",
         "InvalidJob",
         "JobNotFound",
+        "JournalError",
         "KeyConflict",
         "LaunchRejected",
         "LogsUnavailable",
         "PlacementRefused",
         "RunnerClosed",
     ),
+    "_dynamodb": ("DynamoDBJournal",),
     "_job": ("HealthCheck", "Job", "Secret", "SecretRef", "Sidecar", "Size"),
+    "_journal": ("Journal", "MemoryJournal", "SqliteJournal"),
     "_lifecycle": (
         "Attempt",
         "Cause",

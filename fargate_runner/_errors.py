@@ -10,6 +10,7 @@ Everything this library raises, in one tree.
     ├── JobFailed             run() or map(): the job ended, and not well; carries the result (in _lifecycle)
     ├── RunnerClosed          the runner or the backend is not open (any more)
     ├── LogsUnavailable       the lines of this job can no longer be read
+    ├── JournalError          the journal cannot be read or written, or is not for this runner
     └── BackendError          the platform could not be asked, or refused; nothing is known about the job
         ├── BackendUnavailable    it cannot be reached at all: engine missing, stopped, no permission
         └── LaunchRejected        it refused the launch; nothing was started
@@ -26,6 +27,7 @@ __all__ = [
     "FargateRunnerError",
     "InvalidJob",
     "JobNotFound",
+    "JournalError",
     "KeyConflict",
     "LaunchRejected",
     "LogsUnavailable",
@@ -94,6 +96,19 @@ class RunnerClosed(FargateRunnerError):
 
 class LogsUnavailable(FargateRunnerError):
     """The lines of this job can no longer be read."""
+
+
+class JournalError(FargateRunnerError):
+    """
+    The journal cannot be read or written, or is not for this runner. It is never taken for an empty one.
+
+    ``journal`` names its file or table, ``retryable`` tells whether asking again may help.
+    """
+
+    def __init__(self, message: str, *, journal: str | None = None, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.journal = journal
+        self.retryable = retryable
 
 
 class BackendError(FargateRunnerError):
