@@ -13,7 +13,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, ClassVar, Self
 
 import attrs
@@ -154,6 +154,19 @@ class Backend(AsyncContextManagerMixin, ABC):
     """How many jobs `Runner.map` keeps under way where nobody says; bounded by what the place can take."""
 
     _open: bool = False
+
+    @property
+    def place(self) -> str:
+        """Where its jobs run, for a journal: addresses of one place mean nothing in another."""
+        return self.name
+
+    def now(self) -> datetime:
+        """
+        Return the time of the place: what its own stamps are compared with. By default, that of this machine.
+
+        Durations across the death of a runner are measured with it. Asks nobody.
+        """
+        return datetime.now(UTC)
 
     @property
     def is_open(self) -> bool:

@@ -261,20 +261,32 @@ def _retry_from_plain(parts: Mapping[str, Any] | None) -> Retry | None:
     return Retry(**parts | {"rules": rules})
 
 
-def job_of(page: Page) -> Job:
+def job_of(page: Page) -> tuple[Job, bool]:
     """
-    Return the job that a page describes, to be launched again.
-
-    :raises InvalidJob: it brings secrets by value, which no journal keeps
+    Return the job that a page describes, and whether it lacks something: secrets brought by value are not written.
     """
     described = dict(page.description)
     size = described.pop("size")
     described |= {"vcpu": size["cpu_units"] / 1024, "memory_gib": size["memory_mib"] / 1024}
-    if described.get("ecs") is not None:
+    kept, lacks = _without_values(described)
+    if kept.get("ecs") is not None:
         from fargate_runner.backends.ecs._config import EcsOptions
 
-        described["ecs"] = _rebuilt(EcsOptions, described["ecs"])
-    return _rebuilt(Job, described | {"key": page.key, "retry": _retry_from_plain(page.retry)})
+        kept["ecs"] = _rebuilt(EcsOptions, kept["ecs"])
+    return _rebuilt(Job, kept | {"key": page.key, "retry": _retry_from_plain(page.retry)}), lacks
+
+
+def _without_values(described: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    lacks = False
+    kept = dict(described)
+    if secrets := described.get("secrets"):
+        kept["secrets"] = {name: secret for name, secret in secrets.items() if "secret" not in secret}
+        lacks = len(kept["secrets"]) < len(secrets)
+    if sidecars := described.get("sidecars"):
+        sides = [_without_values(side) for side in sidecars]
+        kept["sidecars"] = [side for side, _ in sides]
+        lacks = lacks or any(lack for _, lack in sides)
+    return kept, lacks
 
 
 _T = TypeVar("_T")
@@ -293,9 +305,6 @@ def _value(hint: Any, part: Any) -> Any:
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         candidates = [choice for choice in inside if choice is not type(None)]
-        if isinstance(part, Mapping) and set(part) == {"secret"}:
-            problem = "the job brought a secret by value, and a journal keeps no such values"
-            raise InvalidJob("secrets", "***", problem, "submit the same job again, with its secrets")
         if isinstance(part, Mapping) and set(part) == {"arn"} and SecretRef in candidates:
             return SecretRef(part["arn"])
         return _value(candidates[0], part)
@@ -381,9 +390,11 @@ class Journal(AsyncContextManagerMixin, ABC):
         """
 
     @abstractmethod
-    async def forget(self, key: str) -> None:
+    async def forget(self, key: str, *, revision: int | None = None) -> None:
         """
         Drop the page of a job that has its final record; the key is free again. Does nothing for any other.
+
+        With a *revision*, the page of an open job is dropped too, unless it was written since.
 
         :raises JournalError: it cannot be written
         """
@@ -441,10 +452,10 @@ class MemoryJournal(Journal):
             await anyio.lowlevel.checkpoint()
             yield page
 
-    async def forget(self, key: str) -> None:
+    async def forget(self, key: str, *, revision: int | None = None) -> None:
         await anyio.lowlevel.checkpoint()
         page = self._pages.get(key)
-        if page is not None and page.ended_at is not None:
+        if page is not None and (page.ended_at is not None or page.revision == revision):
             del self._pages[key]
 
     async def prune(self, *, ended_before: datetime) -> int:
@@ -575,9 +586,9 @@ class SqliteJournal(Journal):
             if not found:
                 return
 
-    async def forget(self, key: str) -> None:
-        sql = "DELETE FROM pages WHERE key = ? AND ended_at IS NOT NULL"
-        await self._do(lambda connection: connection.execute(sql, (key,)))
+    async def forget(self, key: str, *, revision: int | None = None) -> None:
+        sql = "DELETE FROM pages WHERE key = ? AND (ended_at IS NOT NULL OR revision = ?)"
+        await self._do(lambda connection: connection.execute(sql, (key, revision)))
 
     async def prune(self, *, ended_before: datetime) -> int:
         sql = "DELETE FROM pages WHERE ended_at < ?"

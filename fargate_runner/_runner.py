@@ -16,8 +16,10 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final, Literal, Self, cast
+from urllib.parse import quote, unquote
 
 import anyio
+import attrs
 from anyio import AsyncContextManagerMixin, CancelScope, Event
 from anyio.abc import TaskGroup
 
@@ -25,14 +27,17 @@ from fargate_runner._backend import Backend, Identity, Launch, TaskRef
 from fargate_runner._errors import (
     BackendError,
     FargateRunnerError,
+    InvalidJob,
     JobNotFound,
+    JournalError,
     KeyConflict,
     LaunchRejected,
     LogsUnavailable,
     PlacementRefused,
     RunnerClosed,
 )
-from fargate_runner._job import Job, check_key
+from fargate_runner._job import Job, Secret, check_key
+from fargate_runner._journal import Journal, Overtaken, Page, job_of, retry_to_plain
 from fargate_runner._lifecycle import (
     Attempt,
     Cause,
@@ -47,13 +52,14 @@ from fargate_runner._lifecycle import (
     StopAsked,
     classify,
 )
-from fargate_runner._retry import Retry
+from fargate_runner._retry import Decision, Retry
 from fargate_runner.telemetry import (
     AttemptEnded,
     AttemptLaunched,
     JobAccepted,
     JobDetached,
     JobEnded,
+    JournalUnanswered,
     LaunchDelayed,
     LogsIncomplete,
     Observer,
@@ -83,6 +89,11 @@ _STOP_GRACE: Final = 30.0
 _STOP_ASKS: Final = 3
 _LAST_STOP_PATIENCE: Final = 10.0
 """Seconds that telling an attempt of unknown end to stop may hold up its record."""
+_REPLAY_WITHIN: Final = timedelta(minutes=55)
+"""
+How old a launch without an answer may be to be sent again. ECS forgets a token one hour after its task has ended
+(Amazon ECS Developer Guide, "Ensuring idempotency"); from then on, the same launch would start a second task.
+"""
 _LEAVING_PATIENCE: Final = 30.0
 """Seconds that the platform has to say what a key names, once nobody waits for that any more."""
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
@@ -103,10 +114,12 @@ class _Live:
         "forgotten",
         "job",
         "key",
+        "lacks_secrets",
         "letting_go",
         "name",
         "on_end",
         "owned",
+        "page",
         "placement",
         "readers",
         "refs",
@@ -115,6 +128,7 @@ class _Live:
         "scope",
         "snapshot",
         "stop",
+        "told",
     )
 
     def __init__(self, job: Job | None, key: str, *, owned: bool, accepted_at: datetime) -> None:
@@ -126,6 +140,9 @@ class _Live:
         self.accepted = False
         self.claims = 0
         self.attempts: list[Attempt] = []
+        self.page: Page | None = None
+        self.lacks_secrets = False
+        self.told: set[int] = set()
         self.placement = 1
         self.refs: list[TaskRef] = []
         self.snapshot: Snapshot | None = None
@@ -202,6 +219,20 @@ class JobHandle:
         return self._live.key
 
     @property
+    def text(self) -> str:
+        """
+        A short text for `Runner.attach`, in another process or a day later: the key, and where its last attempt is.
+
+        It needs no search on the platform, and no journal as long as the platform remembers the attempt. It is no
+        secret, and opens nothing to whoever has no access to the platform.
+        """
+        live, runner = self._live, self._runner
+        last = live.refs[-1] if live.refs else None
+        address, attempt, token = (last.address, last.attempt, last.token) if last is not None else ("", 0, "")
+        parts = runner.backend.place, runner.namespace, live.key, str(attempt), token, address
+        return ":".join(["fr1", *(quote(part, safe="/@=+,") for part in parts)])
+
+    @property
     def snapshot(self) -> Snapshot | None:
         """What was last seen of the current attempt; None before anything was."""
         return self._live.snapshot
@@ -217,6 +248,7 @@ class JobHandle:
 
         :raises RunnerClosed: the runner let go of the job before it was over
         :raises BackendError: the platform took no launch of it
+        :raises JournalError: its record could not be written down
         """
         return await self._runner._wait(self._live)
 
@@ -269,8 +301,16 @@ class Runner(AsyncContextManagerMixin):
     *backend* is where they run: this machine's processes if not given. One that is not open yet is opened and closed
     with the runner. *namespace* keeps the keys of one application apart from those of another on the same platform.
 
+    *journal* is where it writes down what it is about to do, and how each job ended: a job survives the death of its
+    runner, and one that has its final record is never run again. `SqliteJournal` for the processes of one machine,
+    `DynamoDBJournal` for Lambda and fleets. One that is not open yet is opened and closed with the runner.
+
     *on_exit* says what leaving the block does with jobs that are not over: ``"stop"`` them and wait for their end, or
     ``"detach"``: leave them running, to be met again by their key. Jobs that were attached are never stopped by it.
+
+    *on_unknown* says what follows an attempt of which nobody can tell how it ended (``Kind.UNKNOWN``): ``"raise"``
+    makes that the job's outcome, ``"rerun"`` launches another one, from the budget of interruptions. Its work may then
+    be done twice.
 
     *observers* are told what happens, see `fargate_runner.telemetry`. *utcnow* makes the stamps in records.
     """
@@ -280,7 +320,9 @@ class Runner(AsyncContextManagerMixin):
         backend: Backend | None = None,
         *,
         namespace: str = "default",
+        journal: Journal | None = None,
         on_exit: Literal["stop", "detach"] = "stop",
+        on_unknown: Literal["raise", "rerun"] = "raise",
         observers: Iterable[Observer] = (),
         utcnow: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -294,8 +336,14 @@ class Runner(AsyncContextManagerMixin):
             raise ValueError(f"namespace={namespace!r}: use 1 to 64 letters, digits, _ and -, a letter or digit first")
         if on_exit not in ("stop", "detach"):
             raise ValueError(f"on_exit={on_exit!r}: use 'stop' or 'detach'")
+        if on_unknown not in ("raise", "rerun"):
+            raise ValueError(f"on_unknown={on_unknown!r}: use 'raise' or 'rerun'")
+        if journal is not None and not isinstance(journal, Journal):
+            raise TypeError(f"journal: expected a Journal such as SqliteJournal('jobs.sqlite'), got {journal!r}")
         self.backend = backend
         self.namespace = namespace
+        self.journal = journal
+        self._rerun_unknown = on_unknown == "rerun"
         self._on_exit = on_exit
         self._tell = Observers(observers)
         self._utcnow = utcnow
@@ -312,6 +360,10 @@ class Runner(AsyncContextManagerMixin):
             raise RunnerClosed("this runner was used before; make a new one")
         failure: BaseException | None = None
         async with AsyncExitStack() as stack:
+            if self.journal is not None:
+                if not self.journal.is_open:
+                    await stack.enter_async_context(self.journal)
+                await self.journal.bind(self.namespace)
             if not self.backend.is_open:
                 await stack.enter_async_context(self.backend)
             async with anyio.create_task_group() as self._tasks:
@@ -376,25 +428,83 @@ class Runner(AsyncContextManagerMixin):
         """
         Return a handle on a job that was submitted elsewhere or before: by another runner, or one that was killed.
 
-        The handle watches, reads and stops; it does not retry (submit the same job again for that), and leaving the
-        runner does not stop the job.
+        *key* is the job's key, or what `JobHandle.text` gave. The handle watches, reads and stops, and leaving the
+        runner does not stop the job. With a journal that knows the job, it also goes on with its retries, and gives
+        the final record of one that is over; without one, it does not retry: submit the same job again for that.
 
-        :raises JobNotFound: the platform knows no job of this key in this namespace
+        :raises JobNotFound: neither the journal nor the platform knows a job of this key in this namespace
+        :raises InvalidJob: the text is of another namespace or place
+        :raises JournalError: the journal cannot be read
         :raises BackendError: the platform could not be asked
         """
+        key, ref = self._addressed(key)
         check_key(key)
         self._check_open()
         known = self._named.get(key)
         if known is None:
-            refs = await self.backend.find(self.namespace, key)
+            page = await self._read_page(key)
+            refs = [] if page is not None else [ref] if ref is not None else await self.backend.find(self.namespace, key)
             known = self._named.get(key)
             if known is None:
-                if not refs:
+                if page is None and not refs:
                     raise JobNotFound(key, self.backend.name, self.namespace)
                 self._check_open()
-                known = self._register(None, key, owned=False)
-                self._task_group.start_soon(self._supervise, known, refs)
+                known = self._take_over(page, owned=False) if page is not None else self._watch(key, refs)
         return JobHandle(self, known)
+
+    async def recover(self) -> list[JobHandle]:
+        """
+        Take over every job of the journal that has no final record, where it stands, and return their handles.
+
+        It is what a program does first that may have been killed: launches without an answer are sent again, attempts
+        are watched to their end, and retried by the policy that their job was submitted with (a `wait` of one's own
+        is not written down). From now on they are this runner's: leaving it stops them, or not, as *on_exit* says.
+        Jobs of other places than this runner's backend are left alone.
+
+        :raises JournalError: there is no journal, or it cannot be read
+        """
+        self._check_open()
+        if self.journal is None:
+            raise JournalError("there is nothing to recover from: give the runner a journal, Runner(journal=…)")
+        handles: list[JobHandle] = []
+        async with aclosing(cast("AsyncGenerator[Page]", self.journal.open_pages())) as pages:
+            async for page in pages:
+                self._check_open()
+                if page.place != self.backend.place:
+                    continue
+                known = self._named.get(page.key) or self._take_over(page, owned=True)
+                handles.append(JobHandle(self, known))
+        return handles
+
+    def _addressed(self, key: str) -> tuple[str, TaskRef | None]:
+        """Return the key, and the attempt that a handle's text names besides."""
+        parts = key.split(":") if isinstance(key, str) else []
+        if len(parts) != 7 or parts[0] != "fr1":
+            return key, None
+        place, namespace, named, attempt, token, address = (unquote(part) for part in parts[1:])
+        if namespace != self.namespace:
+            problem = f"it is a handle of the namespace {namespace!r}, and this runner's is {self.namespace!r}"
+            raise InvalidJob("key", key, problem, f"write Runner(namespace={namespace!r})")
+        if place != self.backend.place:
+            problem = f"it is a handle of a job on {place!r}, and this runner's backend is {self.backend.place!r}"
+            raise InvalidJob("key", key, problem, "attach it with the backend that it was submitted to")
+        if not address:
+            return named, None
+        return named, TaskRef(
+            backend=self.backend.name, address=address, key=named, attempt=int(attempt), token=token
+        )
+
+    def _take_over(self, page: Page, *, owned: bool) -> _Live:
+        live = self._register(None, page.key, owned=owned)
+        live.name, live.page, live.accepted_at = page.name, page, page.accepted_at
+        live.claims = 1 if owned else 0
+        self._task_group.start_soon(self._supervise, live, [])
+        return live
+
+    def _watch(self, key: str, refs: list[TaskRef]) -> _Live:
+        live = self._register(None, key, owned=False)
+        self._task_group.start_soon(self._supervise, live, refs)
+        return live
 
     def map(
         self,
@@ -465,6 +575,7 @@ class Runner(AsyncContextManagerMixin):
                 if different := _differences(known.job.describe(), job.describe()):
                     raise KeyConflict(job.key, different)
                 known.claims += 1
+                known.owned = True
                 if keep_logs and not known.finished:
                     known.retired = False
                 return known
@@ -492,7 +603,8 @@ class Runner(AsyncContextManagerMixin):
         """See one job to its end. Never cancelled from outside, never raises for what a platform does."""
         with CancelScope(shield=True):
             try:
-                await self._see_through(live, found)
+                while not await self._follow(live, found):
+                    pass
             except (FargateRunnerError, OSError) as exc:
                 live.error = exc
             except Exception as exc:
@@ -510,65 +622,250 @@ class Runner(AsyncContextManagerMixin):
                 live.finish()
             await self._retire(live)
 
+    async def _follow(self, live: _Live, found: list[TaskRef]) -> bool:
+        """See a job through from where its page says that it stands. False: another runner has turned the page."""
+        try:
+            await self._see_through(live, found)
+        except Overtaken as exc:
+            if exc.page is None:
+                said = f"the page of {live.key!r} is gone from the journal: somebody forgot it meanwhile"
+                raise JournalError(said, journal=self.journal.name if self.journal else None) from exc
+            live.page, live.snapshot = exc.page, None
+            return False
+        return True
+
     async def _see_through(self, live: _Live, found: list[TaskRef]) -> None:
+        page = await self._open_page(live)
+        if page is not None and page.result is not None:
+            self._end_as(live, page.result)
+            return
         job = live.job
-        if job is not None and job.key is not None:
-            found = await self._meet(live, job, job.key)
-        if found:
-            self._accept(live, adopted=True)
-            job = _as_launched(job, found[-1])
-        number = 1
-        coming = deque(found)
+        coming: deque[TaskRef | Attempt] = deque()
+        if page is not None and page.revision > 0:
+            job = _as_last(job, page)
+            coming.extend(await self._resume(live, job, page))
+        else:
+            if job is not None and job.key is not None:
+                found = await self._meet(live, job, job.key)
+            if found:
+                self._accept(live, adopted=True)
+                job = _as_launched(job, found[-1])
+            coming.extend(found)
         while True:
-            if coming:
-                ref: TaskRef | Attempt | None = coming.popleft()
-            else:
-                assert job is not None
-                ref = await self._launch(live, job, number)
-            if ref is None:
-                break
-            if isinstance(ref, TaskRef):
-                number = ref.attempt
-                attempt = await self._attend(live, job, ref)
-                if attempt is None:
-                    self._detached(live)
-                    return
-            else:
-                attempt = ref
+            resumed = bool(coming)
+            if not coming:
+                if live.attempts:
+                    job = await self._again(live, job)
+                launched = await self._launch(live, job, _next_number(live)) if job is not None else None
+                if launched is None:
+                    break
+                coming.append(launched)
+            part = coming.popleft()
+            attempt = part if isinstance(part, Attempt) else await self._attend(live, job, part, resumed=resumed)
+            if attempt is None:
+                self._detached(live)
+                return
             live.attempts.append(attempt)
-            if self._tell:
-                self._tell(AttemptEnded(key=live.key, job=live.name, attempt=number, outcome=attempt.outcome))
-            if coming:
-                live.snapshot = None
-                continue
-            number += 1
-            again = await self._again(live, job, number)
-            if again is None:
-                break
-            job, live.snapshot = again, None
-        live.result = JobResult(
+            self._tell_end(live, attempt)
+        if live.letting_go and self.journal is not None and self._decide(live, job or live.job).again:
+            self._detached(live)
+            return
+        result = JobResult(
             key=live.key,
             name=live.name,
             attempts=tuple(live.attempts),
             accepted_at=live.accepted_at,
             ended_at=self._utcnow(),
         )
-        if self._tell:
-            self._tell(JobEnded(key=live.key, job=live.name, result=live.result))
+        await self._note_end(live, result)
+        self._end_as(live, result)
 
-    async def _again(self, live: _Live, job: Job | None, number: int) -> Job | None:
-        """Say what to launch as the attempt of *number*, once it is time; None if there shall be no other."""
+    def _end_as(self, live: _Live, result: JobResult) -> None:
+        live.attempts, live.result = list(result.attempts), result
+        if live.accepted and self._tell:
+            self._tell(JobEnded(key=live.key, job=live.name, result=result))
+
+    def _tell_end(self, live: _Live, attempt: Attempt) -> None:
+        if attempt.number in live.told:
+            return
+        live.told.add(attempt.number)
+        if self._tell:
+            self._tell(AttemptEnded(key=live.key, job=live.name, attempt=attempt.number, outcome=attempt.outcome))
+
+    def _decide(self, live: _Live, job: Job | None) -> Decision:
+        if job is None:
+            return Decision(again=False, why="this runner was not given the job")
+        policy = job.retry or _DEFAULT_RETRY
+        decision: Decision = policy.decide(job, live.attempts)
+        unknown = [attempt for attempt in live.attempts if attempt.outcome.kind is Kind.UNKNOWN]
+        if decision.again or not self._rerun_unknown or live.attempts[-1].outcome.kind is not Kind.UNKNOWN:
+            return decision
+        budget = policy.interruptions if isinstance(policy, Retry) else _DEFAULT_RETRY.interruptions
+        if len(unknown) > budget:
+            return decision
+        return Decision(again=True, why="nobody knows how it ended, and on_unknown='rerun'", wait=_pause(len(unknown)))
+
+    async def _again(self, live: _Live, job: Job | None) -> Job | None:
+        """Return what to launch next, once it is time; None if there shall be no other attempt."""
         if job is None or live.stop is not None or live.letting_go:
             return None
-        decision = (job.retry or _DEFAULT_RETRY).decide(job, live.attempts)
+        decision = self._decide(live, job)
         if not decision.again:
             return None
+        await self._note(live, attempts=tuple(live.attempts), **_NOTHING_UNDER_WAY)
         if self._tell:
-            pause, why = decision.wait, decision.why
+            pause, why, number = decision.wait, decision.why, _next_number(live)
             self._tell(RetryScheduled(key=live.key, job=live.name, attempt=number, wait=pause, why=why))
         if await self._interruptible(live, anyio.sleep, decision.wait) is _INTERRUPTED:
             return None
         return decision.job or job
+
+    # ---- the page in the journal -----------------------------------------------------------------------------------
+
+    async def _read_page(self, key: str) -> Page | None:
+        if self.journal is None:
+            return None
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return await self.journal.read(key)
+            except JournalError as exc:
+                if not exc.retryable or tries == _TRIES:
+                    raise
+                await anyio.sleep(_pause(tries))
+
+    async def _open_page(self, live: _Live) -> Page | None:
+        """
+        Return the page of a job as the journal has it, or a new one; None without a journal.
+
+        :raises KeyConflict: it is of another job
+        :raises JournalError: it is of another place
+        """
+        if self.journal is None:
+            return None
+        page = live.page or await self._read_page(live.key)
+        if page is None:
+            assert live.job is not None
+            live.page = Page(
+                key=live.key,
+                name=live.name,
+                place=self.backend.place,
+                description=live.job.describe(),
+                retry=retry_to_plain(live.job.retry),
+                accepted_at=live.accepted_at,
+            )
+            return live.page
+        if page.place != self.backend.place:
+            said = f"the journal {self.journal.name} says that {live.key!r} runs on {page.place!r}"
+            fix = f"hand the runner that backend, or give the job on {self.backend.place!r} a key of its own"
+            raise JournalError(f"{said}; {fix}", journal=self.journal.name)
+        if live.job is None:
+            live.job, live.lacks_secrets = job_of(page)
+        elif different := _differences(page.description, live.job.describe()):
+            raise KeyConflict(live.key, different)
+        live.page, live.name, live.accepted_at = page, page.name, page.accepted_at
+        live.attempts = list(page.attempts)
+        live.told.update(attempt.number for attempt in page.attempts)
+        return page
+
+    async def _resume(self, live: _Live, job: Job | None, page: Page) -> list[TaskRef | Attempt]:
+        """Return the attempt that the page says is under way, if there is one; a launch in doubt is cleared up."""
+        self._accept(live, adopted=True)
+        seen = {ref.token for ref in live.refs}
+        live.refs.extend(_ref_of(attempt, page.key, self.backend.name) for attempt in page.attempts if attempt.address and attempt.token not in seen)
+        if page.stop is not None and page.stop.kind is Kind.CANCELLED:
+            live.ask_stop(page.stop)
+        if page.ref is not None:
+            return [attrs.evolve(page.ref, description={**page.description, **(page.ref.description or {})})]
+        if page.launch is None:
+            return []
+        cleared = await self._sent_again(live, job, page, page.launch)
+        return [cleared] if cleared is not None else []
+
+    async def _sent_again(self, live: _Live, job: Job | None, page: Page, launch: Launch) -> TaskRef | Attempt | None:
+        """Clear up a launch that was written down, and of which nobody wrote what came of it."""
+        identity, begun = launch.identity, page.launched_at or page.accepted_at
+        live.placement = identity.placement
+        age = self.backend.now() - begun
+        # A clock that went back makes it look younger than it is; a little of that is in the 55 minutes.
+        if job is not None and not live.lacks_secrets and -timedelta(minutes=2) <= age <= _REPLAY_WITHIN:
+            if job.secrets or any(side.secrets for side in job.sidecars):
+                # Their values were not written down. To prepare it once more starts nothing, and brings them.
+                fresh = await self._ask(live, identity.attempt, "prepare", self.backend.prepare, job, identity, stubborn=True)
+                launch = attrs.evolve(launch, secrets=fresh.secrets)
+            return await self._launch(live, job, identity.attempt, again=launch)
+        where = identity.namespace, identity.key
+        refs: list[TaskRef] = await self._ask(live, identity.attempt, "find", self.backend.find, *where, stubborn=True)
+        for ref in refs:
+            if ref.token == launch.token:
+                await self._note(live, ref=ref, must=False)
+                return ref
+        said = f"it was about to be launched {_span(age)} ago, the runner died, and nothing tells what came of it"
+        return self._record(job, launch.token, None, self._unknown(said), identity.attempt, begun)
+
+    async def _intent(self, live: _Live, launch: Launch) -> Launch:
+        """Write down what is about to be sent; return it as it can be read again, for the same bytes each time."""
+        if self.journal is None:
+            return launch
+        frozen = Launch.from_json(launch.to_json(), secrets=launch.secrets)
+        at = self.backend.now()
+        await self._note(live, attempts=tuple(live.attempts), launch=frozen, launched_at=at, ref=None, stop=None)
+        return frozen
+
+    async def _note(self, live: _Live, *, must: bool = True, **changes: Any) -> None:
+        """
+        Write down what changed. What need not be (*must*) and cannot be now is written with the next change.
+
+        :raises Overtaken: another runner has written the page meanwhile
+        :raises JournalError: it cannot be written
+        """
+        if self.journal is None or live.page is None:
+            return
+        live.page = attrs.evolve(live.page, **changes)
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                live.page = await self.journal.write(live.page)
+                return
+            except JournalError as exc:
+                if self._tell:
+                    self._tell(JournalUnanswered(key=live.key, job=live.name, error=str(exc)))
+                if not must and (not exc.retryable or tries == _TRIES):
+                    return
+                if not exc.retryable or tries == _TRIES:
+                    raise
+            await anyio.sleep(_pause(tries))
+
+    async def _note_end(self, live: _Live, result: JobResult) -> None:
+        """Write the final record, before anything is forgotten."""
+        try:
+            await self._note(live, attempts=result.attempts, ended_at=result.ended_at, **_NOTHING_UNDER_WAY)
+        except JournalError as exc:
+            outcome = result.outcome
+            said = f"the job {live.name!r} has ended ({outcome.kind.value}: {outcome.detail}), and its record is not written"
+            raise JournalError(f"{said}: {exc}", journal=exc.journal, retryable=exc.retryable) from exc
+
+    async def _withdraw(self, live: _Live) -> None:
+        """Take back the page of a job of which nothing was started: its caller is told, and may submit it anew."""
+        page = live.page
+        if self.journal is None or page is None or page.revision == 0:
+            return
+        try:
+            await self.journal.forget(page.key, revision=page.revision)
+        except JournalError as exc:
+            if self._tell:
+                self._tell(JournalUnanswered(key=live.key, job=live.name, error=str(exc)))
+
+    async def _disown(self, live: _Live, ref: TaskRef, page: Page | None) -> None:
+        """Stop what was launched for a page that another runner has turned meanwhile: nobody else knows of it."""
+        if page is not None and (
+            (page.launch is not None and page.launch.token == ref.token)
+            or any(attempt.token == ref.token and attempt.address for attempt in page.attempts)
+        ):
+            return
+        await self._stop_at_last(live, ref, "another runner has gone on without it")
 
     def _accept(self, live: _Live, *, adopted: bool = False) -> None:
         """From here on the job is ours to account for: exactly one end follows."""
@@ -600,28 +897,45 @@ class Runner(AsyncContextManagerMixin):
                 raise KeyConflict(key, different)
         return cast("list[TaskRef]", refs)
 
-    async def _launch(self, live: _Live, job: Job, number: int) -> TaskRef | Attempt | None:
+    async def _launch(
+        self, live: _Live, job: Job, number: int, again: Launch | None = None
+    ) -> TaskRef | Attempt | None:
         """
-        Launch an attempt. The record of one that was never placed, if the launch was refused or its answer lost.
+        Launch an attempt, or send the launch *again* that was written down. The record of one that was never placed, if the launch was refused or its answer lost.
 
         None if nothing was launched and there was an attempt before: then the outcome of that one stands.
         """
+        if live.lacks_secrets:
+            problem = "the job brought a secret by value, and a journal keeps no such values"
+            raise InvalidJob("secrets", "***", problem, "submit the same job again, with its secrets")
         begun = self._utcnow()
         deadline = anyio.current_time() + job.start_timeout.total_seconds()
         token = ""
         try:
             while True:
-                identity = Identity(namespace=self.namespace, key=live.key, attempt=number, placement=live.placement)
-                launch = await self._ask(live, number, "prepare", self.backend.prepare, job, identity, cut=True)
-                if launch is not _INTERRUPTED:
-                    token = launch.token
-                if live.stop is not None:
-                    break
+                launch, again = again, None
+                if launch is None:
+                    identity = Identity(
+                        namespace=self.namespace, key=live.key, attempt=number, placement=live.placement
+                    )
+                    prepared = await self._ask(live, number, "prepare", self.backend.prepare, job, identity, cut=True)
+                    if prepared is not _INTERRUPTED:
+                        token = prepared.token
+                    if live.stop is not None:
+                        break
+                    # From here on it is sent, whatever happens: who reads the page may be sending it as well.
+                    launch = await self._intent(live, prepared)
+                token = launch.token
                 try:
                     ref = await self._submit(live, launch, number)
                 except PlacementRefused as exc:
                     await self._before_next_placement(live, number, exc, deadline)
                     continue
+                try:
+                    await self._note(live, ref=ref, must=False)
+                except Overtaken as exc:
+                    await self._disown(live, ref, exc.page)
+                    raise
                 self._accept(live)
                 if self._tell:
                     address = ref.address
@@ -640,6 +954,7 @@ class Runner(AsyncContextManagerMixin):
             outcome = self._unknown(f"the launch was not answered, and may have happened: {exc}")
         except (FargateRunnerError, OSError) as exc:
             if not live.attempts:
+                await self._withdraw(live)
                 raise
             self._unanswered(live, number, "launch", exc)
             return None
@@ -732,11 +1047,19 @@ class Runner(AsyncContextManagerMixin):
             self._unanswered(live, attempt, operation, error)
             await anyio.sleep(_pause(tries))
 
-    async def _attend(self, live: _Live, job: Job | None, ref: TaskRef) -> Attempt | None:
-        """Observe an attempt until it is over, stopping it when that is asked or due. None: it was let go."""
-        live.refs.append(ref)
+    async def _attend(self, live: _Live, job: Job | None, ref: TaskRef, *, resumed: bool) -> Attempt | None:
+        """
+        Observe an attempt until it is over, stopping it when that is asked or due. None: it was let go.
+
+        One that is *resumed* began before this runner knew of it: its clocks are running.
+        """
+        live.snapshot = None
+        if all(known.token != ref.token for known in live.refs):
+            live.refs.append(ref)
         live.touch()
-        watch = _Watch(job, anyio.current_time())
+        watch = _Watch(job, anyio.current_time(), resumed=resumed)
+        if resumed and live.page is not None:
+            watch.asked = live.page.stop
         begun = self._utcnow()
         while True:
             now = anyio.current_time()
@@ -772,13 +1095,18 @@ class Runner(AsyncContextManagerMixin):
                 continue
             assert isinstance(newer, Snapshot)
             watch.answered()
+            unseen = live.snapshot is None
             self._see(live, ref, watch, newer)
+            if resumed and unseen and newer.cause is Cause.VANISHED:
+                # It may have done its work while nobody watched: that is not lost, it is not known.
+                said = f"nobody watched its end, and the platform no longer knows of it: {newer.reason}"
+                return await self._close(live, job, ref, self._unknown(said), begun)
             if newer.ended:
                 return await self._close(live, job, ref, classify(newer, watch.asked), begun)
 
     def _see(self, live: _Live, ref: TaskRef, watch: _Watch, newer: Snapshot) -> None:
         live.snapshot = newer
-        if watch.reached(newer.phase, anyio.current_time()):
+        if watch.reached(newer, anyio.current_time(), self.backend.now()):
             if self._tell:
                 self._tell(PhaseReached(key=live.key, job=live.name, attempt=ref.attempt, phase=newer.phase))
             live.touch()
@@ -789,6 +1117,8 @@ class Runner(AsyncContextManagerMixin):
             self._tell(
                 StopRequested(key=live.key, job=live.name, attempt=ref.attempt, kind=asked.kind, reason=asked.reason)
             )
+        if not watch.asks and not watch.stop_refusals:
+            await self._note(live, stop=asked, must=False)
         watch.asks += 1
         watch.ask_again_at = now + watch.stop_timeout + _STOP_GRACE
         try:
@@ -814,14 +1144,17 @@ class Runner(AsyncContextManagerMixin):
     async def _give_up(self, live: _Live, job: Job | None, ref: TaskRef, detail: str, begun: datetime) -> Attempt:
         """Close an attempt whose end nobody knows. It may live on, so it is told to end once more."""
         if live.owned:
-            with anyio.move_on_after(_LAST_STOP_PATIENCE, shield=True) as scope:
-                try:
-                    await self.backend.stop(ref, reason=detail)
-                except BackendError as exc:
-                    self._unanswered(live, ref.attempt, "stop", exc)
-            if scope.cancelled_caught:
-                self._unanswered(live, ref.attempt, "stop", _unanswered("stop", _LAST_STOP_PATIENCE))
+            await self._stop_at_last(live, ref, detail)
         return await self._close(live, job, ref, self._unknown(detail), begun)
+
+    async def _stop_at_last(self, live: _Live, ref: TaskRef, reason: str) -> None:
+        with anyio.move_on_after(_LAST_STOP_PATIENCE, shield=True) as scope:
+            try:
+                await self.backend.stop(ref, reason=reason)
+            except BackendError as exc:
+                self._unanswered(live, ref.attempt, "stop", exc)
+        if scope.cancelled_caught:
+            self._unanswered(live, ref.attempt, "stop", _unanswered("stop", _LAST_STOP_PATIENCE))
 
     async def _close(self, live: _Live, job: Job | None, ref: TaskRef, outcome: Outcome, begun: datetime) -> Attempt:
         lines, complete = await self._last_lines(live, ref)
@@ -973,15 +1306,20 @@ class _Watch:
         "in_doubt",
         "job",
         "no_stop_from",
+        "resumed",
         "silent_until",
         "stop_refusals",
         "stop_timeout",
     )
 
-    def __init__(self, job: Job | None, now: float) -> None:
+    def __init__(self, job: Job | None, now: float, *, resumed: bool = False) -> None:
         self.job = job
+        self.resumed = resumed
+        """It began before we knew of it. Until the first look, nobody knows which of its clocks runs."""
         self.stop_timeout = job.stop_timeout.total_seconds() if job is not None else 120.0
-        self.deadline_of_phase = now + job.start_timeout.total_seconds() if job is not None else float("inf")
+        self.deadline_of_phase = float("inf")
+        if job is not None and not resumed:
+            self.deadline_of_phase = now + job.start_timeout.total_seconds()
         self.asked: StopAsked | None = None
         self.asks = 0
         self.ask_again_at = float("-inf")
@@ -998,13 +1336,17 @@ class _Watch:
         due = self.ask_again_at if self.asked is not None else self.deadline_of_phase
         return min(due, self.silent_until)
 
-    def reached(self, phase: Phase, now: float) -> bool:
-        """Say whether *phase* is later than any before. A backend may skip RUNNING; its clock starts all the same."""
-        before, self._phase = self._phase, max(phase, self._phase)
-        if before < Phase.RUNNING <= phase:
-            timeout = self.job.timeout if self.job is not None else None
-            self.deadline_of_phase = now + timeout.total_seconds() if timeout is not None else float("inf")
-        return phase > before
+    def reached(self, newer: Snapshot, now: float, place_now: datetime) -> bool:
+        """Say whether *newer* is in a later phase than any before. A backend may skip RUNNING; its clock starts too."""
+        before, self._phase = self._phase, max(newer.phase, self._phase)
+        first, runs = before == 0 and self.resumed, before < Phase.RUNNING <= newer.phase
+        if self.job is not None and (first or runs):
+            limit = self.job.timeout if runs else self.job.start_timeout
+            begun = (newer.started_at if runs else newer.created_at) if first else None
+            # Both in the time of the place; ours may be another.
+            ago = max(0.0, (place_now - begun).total_seconds()) if begun is not None else 0.0
+            self.deadline_of_phase = now + limit.total_seconds() - ago if limit is not None else float("inf")
+        return newer.phase > before
 
     def failed(self, now: float) -> None:
         """The platform did not answer. Next it is asked for what it knows, not for news: that may take hours."""
@@ -1070,6 +1412,38 @@ def _as_launched(job: Job | None, ref: TaskRef) -> Job | None:
         return None
     vcpu, memory_gib = _size(job, ref)
     return job.with_(vcpu=vcpu, memory_gib=memory_gib) if job.size.memory_gib != memory_gib else job
+
+
+def _as_last(job: Job | None, page: Page) -> Job | None:
+    """Return *job* in the size that its last launch had, as far as its page tells."""
+    if job is None:
+        return None
+    size: Any = None
+    if page.launch is not None:
+        size = page.launch.description.get("size")
+    elif page.attempts:
+        size = {"cpu_units": page.attempts[-1].vcpu * 1024, "memory_mib": page.attempts[-1].memory_gib * 1024}
+    if not size or size["memory_mib"] == job.size.memory_mib:
+        return job
+    return job.with_(vcpu=size["cpu_units"] / 1024, memory_gib=size["memory_mib"] / 1024)
+
+
+def _ref_of(attempt: Attempt, key: str, backend: str) -> TaskRef:
+    return TaskRef(
+        backend=backend,
+        address=attempt.address or "",
+        key=key,
+        attempt=attempt.number,
+        token=attempt.token,
+        created_at=attempt.created_at,
+    )
+
+
+def _next_number(live: _Live) -> int:
+    return live.attempts[-1].number + 1 if live.attempts else 1
+
+
+_NOTHING_UNDER_WAY: Final[dict[str, Any]] = {"launch": None, "launched_at": None, "ref": None, "stop": None}
 
 
 def _differences(one: Any, other: Any, *, grown: bool = False) -> tuple[str, ...]:

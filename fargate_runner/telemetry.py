@@ -23,6 +23,7 @@ __all__ = [
     "JobAccepted",
     "JobDetached",
     "JobEnded",
+    "JournalUnanswered",
     "LaunchDelayed",
     "LogsIncomplete",
     "Observer",
@@ -96,6 +97,13 @@ class PlatformUnanswered(Event):
 
 
 @attrs.frozen(kw_only=True)
+class JournalUnanswered(Event):
+    """Something about the job could not be written down. It is tried again, or written with the next change."""
+
+    error: str
+
+
+@attrs.frozen(kw_only=True)
 class LogsIncomplete(Event):
     """Lines of an attempt may be missing from its record. Its outcome is not touched."""
 
@@ -154,6 +162,7 @@ _TITLES: dict[type[Event], str] = {
     PhaseReached: "attempt.phase_reached",
     StopRequested: "attempt.stop_requested",
     PlatformUnanswered: "platform.unanswered",
+    JournalUnanswered: "journal.unanswered",
     LogsIncomplete: "logs.incomplete",
     AttemptEnded: "attempt.ended",
     LaunchDelayed: "launch.delayed",

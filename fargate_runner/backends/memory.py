@@ -154,6 +154,9 @@ class MemoryBackend(Backend):
         self._script = script
         self._utcnow = utcnow
 
+    def now(self) -> datetime:
+        return self._utcnow()
+
     async def prepare(self, job: Job, identity: Identity) -> Launch:
         self._check_open()
         script = self._script(job, identity)

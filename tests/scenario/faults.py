@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any, ClassVar, Literal
 
 import anyio
@@ -76,8 +77,12 @@ class FaultyBackend(Backend):
 
     name: ClassVar[str] = "memory"
 
-    def __init__(self, inner: MemoryBackend, faults: Iterable[Fault] = ()) -> None:
+    def __init__(
+        self, inner: MemoryBackend, faults: Iterable[Fault] = (), *, started: list[Identity] | None = None
+    ) -> None:
         self.inner = inner
+        self.started = [] if started is None else started
+        """What was really started, in order."""
         self.faults = tuple(faults)
         self.calls: list[str] = []
         self.at_step: Callable[[], None] = lambda: None
@@ -90,6 +95,9 @@ class FaultyBackend(Backend):
         async with self.inner:
             yield
 
+    def now(self) -> datetime:
+        return self.inner.now()
+
     def called(self, operation: str) -> int:
         """Count the calls of *operation*."""
         return self.calls.count(operation)
@@ -101,7 +109,10 @@ class FaultyBackend(Backend):
         return await self._call("submit", self._submit, launch)
 
     async def _submit(self, launch: Launch) -> TaskRef:
+        known = launch.token in self.inner.platform._runs
         ref = await self.inner.submit(launch)
+        if not known:
+            self.started.append(launch.identity)
         now = anyio.current_time()
         live = [run.launch.identity.key for run in self.inner.platform._runs.values() if now < run.ends]
         self.most_live = max(self.most_live, len(live))
@@ -140,6 +151,8 @@ class FaultyBackend(Backend):
             case "rejects":
                 raise LaunchRejected("no capacity", operation=operation, retryable=True)
             case "has_no_room":
+                if args[0].token in self.inner.platform._runs:  # a token that has started something is answered with it
+                    return await call(*args, **named)
                 raise PlacementRefused("no room", operation=operation, retryable=True)
             case "rejects_for_good":
                 raise LaunchRejected("no such subnet", operation=operation)

@@ -13,7 +13,7 @@ import attrs
 from tenacity import wait_fixed
 from tenacity.wait import wait_base
 
-from fargate_runner import Job, MemoryBackend, Runner
+from fargate_runner import Identity, Job, MemoryBackend, Runner
 from fargate_runner.backends.memory import MemoryPlatform, Script
 from fargate_runner.telemetry import Event, JobAccepted, JobDetached, JobEnded
 from fargate_runner.testing.clock import VirtualClock
@@ -62,13 +62,16 @@ class World:
     clock: VirtualClock
     platform: MemoryPlatform = attrs.field(factory=MemoryPlatform)
     events: list[Event] = attrs.field(factory=list)
+    started: list[Identity] = attrs.field(factory=list)
+    """What was really started, by all runners of this world."""
 
     @property
     def now(self) -> float:
         return self.clock.time()
 
     def backend(self, *faults: Fault, script: Callable[..., Script] = played) -> FaultyBackend:
-        return FaultyBackend(MemoryBackend(script, platform=self.platform, utcnow=self.clock.utcnow), faults)
+        inner = MemoryBackend(script, platform=self.platform, utcnow=self.clock.utcnow)
+        return FaultyBackend(inner, faults, started=self.started)
 
     def runner(self, *faults: Fault, script: Callable[..., Script] = played, **options: Any) -> Runner:
         backend = options.pop("backend", None) or self.backend(*faults, script=script)
