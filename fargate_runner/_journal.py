@@ -204,7 +204,7 @@ def _attempt_from_plain(parts: Mapping[str, Any]) -> Attempt:
         for text, stream, container, at, attempt in parts["last_lines"]
     )
     return Attempt(
-        **parts
+        **dict(parts)
         | {
             "outcome": Outcome(**outcome | {"kind": Kind(outcome["kind"]), "proof": proven}),
             "created_at": datetime.fromisoformat(parts["created_at"]),
@@ -255,10 +255,10 @@ def _retry_from_plain(parts: Mapping[str, Any] | None) -> Retry | None:
     if parts is None:
         return None
     rules = [
-        Rule(**rule | {"kinds": None if rule["kinds"] is None else {Kind(kind) for kind in rule["kinds"]}})
+        Rule(**dict(rule) | {"kinds": None if rule["kinds"] is None else {Kind(kind) for kind in rule["kinds"]}})
         for rule in parts["rules"]
     ]
-    return Retry(**parts | {"rules": rules})
+    return Retry(**dict(parts) | {"rules": rules})
 
 
 def job_of(page: Page) -> tuple[Job, bool]:
@@ -308,7 +308,7 @@ def _value(hint: Any, part: Any) -> Any:
         if isinstance(part, Mapping) and set(part) == {"arn"} and SecretRef in candidates:
             return SecretRef(part["arn"])
         return _value(candidates[0], part)
-    if hint is timedelta:
+    if hint is timedelta and isinstance(part, (int, float)):
         return timedelta(seconds=part)
     if isinstance(part, Mapping) and attrs.has(hint):
         return _rebuilt(hint, part)
@@ -682,7 +682,9 @@ class SqliteJournal(Journal):
                 said = f"{self.name} is an SQLite database, but not a journal of fargate_runner"
                 raise JournalError(f"{said}; name another file", journal=self.name)
             elif version > _SCHEMA_VERSION:
-                said = f"the journal {self.name} is of version {version}, and this library reads up to {_SCHEMA_VERSION}"
+                said = (
+                    f"the journal {self.name} is of version {version}, and this library reads up to {_SCHEMA_VERSION}"
+                )
                 fix = "update fargate_runner, or name another file"
                 raise JournalError(f"{said}; {fix}", journal=self.name)
             connection.execute("COMMIT")

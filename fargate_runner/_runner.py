@@ -36,7 +36,7 @@ from fargate_runner._errors import (
     PlacementRefused,
     RunnerClosed,
 )
-from fargate_runner._job import Job, Secret, check_key
+from fargate_runner._job import Job, check_key
 from fargate_runner._journal import Journal, Overtaken, Page, job_of, retry_to_plain
 from fargate_runner._lifecycle import (
     Attempt,
@@ -443,7 +443,9 @@ class Runner(AsyncContextManagerMixin):
         known = self._named.get(key)
         if known is None:
             page = await self._read_page(key)
-            refs = [] if page is not None else [ref] if ref is not None else await self.backend.find(self.namespace, key)
+            refs = (
+                [] if page is not None else [ref] if ref is not None else await self.backend.find(self.namespace, key)
+            )
             known = self._named.get(key)
             if known is None:
                 if page is None and not refs:
@@ -490,9 +492,7 @@ class Runner(AsyncContextManagerMixin):
             raise InvalidJob("key", key, problem, "attach it with the backend that it was submitted to")
         if not address:
             return named, None
-        return named, TaskRef(
-            backend=self.backend.name, address=address, key=named, attempt=int(attempt), token=token
-        )
+        return named, TaskRef(backend=self.backend.name, address=address, key=named, attempt=int(attempt), token=token)
 
     def _take_over(self, page: Page, *, owned: bool) -> _Live:
         live = self._register(None, page.key, owned=owned)
@@ -619,6 +619,7 @@ class Runner(AsyncContextManagerMixin):
                 if (unnamed or live.error is not None) and self._named.get(live.key) is live:
                     del self._named[live.key]
                 self._lives.discard(live)
+                live.page = None
                 live.finish()
             await self._retire(live)
 
@@ -746,7 +747,8 @@ class Runner(AsyncContextManagerMixin):
             return None
         page = live.page or await self._read_page(live.key)
         if page is None:
-            assert live.job is not None
+            if live.job is None:
+                return None  # attached by what the platform knows: another runner's, and not written down here
             live.page = Page(
                 key=live.key,
                 name=live.name,
@@ -773,7 +775,9 @@ class Runner(AsyncContextManagerMixin):
         """Return the attempt that the page says is under way, if there is one; a launch in doubt is cleared up."""
         self._accept(live, adopted=True)
         seen = {ref.token for ref in live.refs}
-        live.refs.extend(_ref_of(attempt, page.key, self.backend.name) for attempt in page.attempts if attempt.address and attempt.token not in seen)
+        for attempt in page.attempts:
+            if attempt.address and attempt.token not in seen:  # for the lines of a handle
+                live.refs.append(_ref_of(attempt, page.key, self.backend.name))
         if page.stop is not None and page.stop.kind is Kind.CANCELLED:
             live.ask_stop(page.stop)
         if page.ref is not None:
@@ -792,7 +796,8 @@ class Runner(AsyncContextManagerMixin):
         if job is not None and not live.lacks_secrets and -timedelta(minutes=2) <= age <= _REPLAY_WITHIN:
             if job.secrets or any(side.secrets for side in job.sidecars):
                 # Their values were not written down. To prepare it once more starts nothing, and brings them.
-                fresh = await self._ask(live, identity.attempt, "prepare", self.backend.prepare, job, identity, stubborn=True)
+                question = partial(self.backend.prepare, job, identity)
+                fresh = await self._ask(live, identity.attempt, "prepare", question, stubborn=True)
                 launch = attrs.evolve(launch, secrets=fresh.secrets)
             return await self._launch(live, job, identity.attempt, again=launch)
         where = identity.namespace, identity.key
@@ -844,7 +849,8 @@ class Runner(AsyncContextManagerMixin):
             await self._note(live, attempts=result.attempts, ended_at=result.ended_at, **_NOTHING_UNDER_WAY)
         except JournalError as exc:
             outcome = result.outcome
-            said = f"the job {live.name!r} has ended ({outcome.kind.value}: {outcome.detail}), and its record is not written"
+            ended = f"the job {live.name!r} has ended ({outcome.kind.value}: {outcome.detail})"
+            said = f"{ended}, and its record cannot be written"
             raise JournalError(f"{said}: {exc}", journal=exc.journal, retryable=exc.retryable) from exc
 
     async def _withdraw(self, live: _Live) -> None:
@@ -901,7 +907,9 @@ class Runner(AsyncContextManagerMixin):
         self, live: _Live, job: Job, number: int, again: Launch | None = None
     ) -> TaskRef | Attempt | None:
         """
-        Launch an attempt, or send the launch *again* that was written down. The record of one that was never placed, if the launch was refused or its answer lost.
+        Launch an attempt, or send the launch *again* that was written down.
+
+        The record of one that was never placed, if the launch was refused or its answer lost.
 
         None if nothing was launched and there was an attempt before: then the outcome of that one stands.
         """
@@ -955,6 +963,7 @@ class Runner(AsyncContextManagerMixin):
         except (FargateRunnerError, OSError) as exc:
             if not live.attempts:
                 await self._withdraw(live)
+            if not live.attempts or isinstance(exc, JournalError):
                 raise
             self._unanswered(live, number, "launch", exc)
             return None

@@ -20,6 +20,7 @@ from fargate_runner.telemetry import (
     JobAccepted,
     JobDetached,
     JobEnded,
+    JournalUnanswered,
     LaunchDelayed,
     LogsIncomplete,
     Observers,
@@ -76,6 +77,7 @@ EVENTS: list[tuple[Event, str, dict[str, Any]]] = [
         "launch.delayed",
         {"attempt": 1, "placement": 2, "wait": 1.5, "why": "w"},
     ),
+    (JournalUnanswered(**WHO, error="e"), "journal.unanswered", {"error": "e"}),
     (LogsIncomplete(**WHO, attempt=1, reason="r"), "logs.incomplete", {"attempt": 1, "reason": "r"}),
     (AttemptEnded(**WHO, attempt=1, outcome=OUTCOME), "attempt.ended", {"attempt": 1, "outcome": "failed"}),
     (

@@ -704,9 +704,7 @@ class EcsBackend(Backend):
             ):
                 continue
             self._met(task)
-            if self._secret_prefix is not None:
-                names = _names_of_values(there.parts)
-                self._parameters_of.setdefault(owner, set()).update(self._parameter(owner, name) for name in names)
+            self._brought(owner, there.parts)
             self._watch.saw(task, "describe")
             found.append(
                 TaskRef(
@@ -730,6 +728,11 @@ class EcsBackend(Backend):
             raise BackendError(said, operation="ListTasks", retryable=True)
         return sorted(found, key=lambda ref: (ref.attempt, ref.created_at or datetime.min.replace(tzinfo=UTC)))
 
+    def _brought(self, owner: str, description: Mapping[str, Any] | None) -> None:
+        """Remember where the secrets are kept that a job brought by value."""
+        if self._secret_prefix is not None and (names := _names_of_values(description or {})):
+            self._parameters_of.setdefault(owner, set()).update(self._parameter(owner, name) for name in names)
+
     def _is_in_doubt(self, owner: str, found: Collection[str] = frozenset()) -> bool:
         """Whether a launch was not answered, and ECS, which lists tasks of the tokens *found*, may not list it yet."""
         token, since = self._doubtful.get(owner, ("", float("-inf")))
@@ -751,6 +754,7 @@ class EcsBackend(Backend):
         placed = self._placed.pop(ref.address, None)
         if placed is not None:
             self._throttled.pop(placed.owner, None)
+            self._brought(placed.owner, ref.description)  # perhaps by a runner that died
             await self._drop_secrets(placed.owner)
 
     async def prune(self, namespace: str, *, unused_since: timedelta = timedelta(days=30)) -> list[str]:
