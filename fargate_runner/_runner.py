@@ -116,6 +116,7 @@ class _Live:
         "key",
         "lacks_secrets",
         "letting_go",
+        "met_over",
         "name",
         "on_end",
         "owned",
@@ -148,6 +149,7 @@ class _Live:
         self.snapshot: Snapshot | None = None
         self.stop: StopAsked | None = None
         self.letting_go = False
+        self.met_over = False
         self.finished = False
         self.result: JobResult | None = None
         self.error: Exception | None = None
@@ -638,6 +640,8 @@ class Runner(AsyncContextManagerMixin):
     async def _see_through(self, live: _Live, found: list[TaskRef]) -> None:
         page = await self._open_page(live)
         if page is not None and page.result is not None:
+            live.met_over = not live.accepted
+            self._bring_refs(live, page)
             self._end_as(live, page.result)
             return
         job = live.job
@@ -774,10 +778,7 @@ class Runner(AsyncContextManagerMixin):
     async def _resume(self, live: _Live, job: Job | None, page: Page) -> list[TaskRef | Attempt]:
         """Return the attempt that the page says is under way, if there is one; a launch in doubt is cleared up."""
         self._accept(live, adopted=True)
-        seen = {ref.token for ref in live.refs}
-        for attempt in page.attempts:
-            if attempt.address and attempt.token not in seen:  # for the lines of a handle
-                live.refs.append(_ref_of(attempt, page.key, self.backend.name))
+        self._bring_refs(live, page)
         if page.stop is not None and page.stop.kind is Kind.CANCELLED:
             live.ask_stop(page.stop)
         if page.ref is not None:
@@ -786,6 +787,13 @@ class Runner(AsyncContextManagerMixin):
             return []
         cleared = await self._sent_again(live, job, page, page.launch)
         return [cleared] if cleared is not None else []
+
+    def _bring_refs(self, live: _Live, page: Page) -> None:
+        """Know where the attempts were that are over, for the lines of a handle."""
+        seen = {ref.token for ref in live.refs}
+        for attempt in page.attempts:
+            if attempt.address and attempt.token not in seen:
+                live.refs.append(_ref_of(attempt, page.key, self.backend.name))
 
     async def _sent_again(self, live: _Live, job: Job | None, page: Page, launch: Launch) -> TaskRef | Attempt | None:
         """Clear up a launch that was written down, and of which nobody wrote what came of it."""
@@ -1261,7 +1269,8 @@ class Runner(AsyncContextManagerMixin):
 
     async def _retire(self, live: _Live) -> None:
         """Let the platform forget an ended job: at once, or when its logs are no longer kept for a handle."""
-        if live.result is None or not live.owned:
+        # Of a job that was over when we met it, whoever saw its end has freed what it held.
+        if live.result is None or not live.owned or live.met_over:
             return
         if not live.retired and not self._closing:
             self._kept.append(live)
