@@ -351,10 +351,10 @@ class Runner(AsyncContextManagerMixin):
         self._utcnow = utcnow
         self._tasks: TaskGroup | None = None
         self._closing = False
-        self._lives: set[_Live] = set()
+        self._lives: dict[_Live, None] = {}  # in their order: the same program does the same each time
         self._named: dict[str, _Live] = {}
         self._kept: deque[_Live] = deque()
-        self._read_on: set[_Live] = set()
+        self._read_on: dict[_Live, None] = {}
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
@@ -563,7 +563,7 @@ class Runner(AsyncContextManagerMixin):
 
     def _register(self, job: Job | None, key: str, *, owned: bool) -> _Live:
         live = _Live(job, key, owned=owned, accepted_at=self._utcnow())
-        self._lives.add(live)
+        self._lives[live] = None
         self._named[key] = live
         return live
 
@@ -620,7 +620,7 @@ class Runner(AsyncContextManagerMixin):
                 unnamed = live.job is not None and live.job.key is None
                 if (unnamed or live.error is not None) and self._named.get(live.key) is live:
                     del self._named[live.key]
-                self._lives.discard(live)
+                self._lives.pop(live, None)
                 live.page = None
                 live.finish()
             await self._retire(live)
@@ -1282,14 +1282,14 @@ class Runner(AsyncContextManagerMixin):
 
     def _reader_left(self, live: _Live) -> None:
         if live in self._read_on and not live.readers and not self._closing:
-            self._read_on.discard(live)
+            self._read_on.pop(live, None)
             self._task_group.start_soon(self._forget, live)
 
     async def _forget(self, live: _Live) -> None:
         if live.forgotten:
             return
         if live.readers and not self._closing:
-            self._read_on.add(live)
+            self._read_on[live] = None
             return
         live.forgotten = True
         for ref in live.refs:

@@ -190,9 +190,11 @@ def _end_in_doubt(history: History, key: str, task: Placed) -> bool:
     """Whether it may be unknown how a task ended: nobody looked while ECS kept it, or ECS did not answer."""
     truth = task.truth
     over = math.inf if truth.stopped_at is None else truth.stopped_at
+    if truth.stop_code == "EssentialContainerExited" and truth.containers["main"].exit_code is None:
+        return True  # AWS itself does not know
     if _was_silent(history, truth.accepted_at, over + _SEEN_WITHIN):
         return True
-    return math.isfinite(over) and not _was_watched(history, key, over, over + _KEPT)
+    return math.isfinite(over) and not _was_watched(history, key, max(over, task.hidden_until), over + _KEPT)
 
 
 def _launch_in_doubt(history: History, key: str, attempt: Attempt) -> bool:

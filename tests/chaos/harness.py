@@ -21,6 +21,7 @@ from fargate_runner import (
     EcsBackend,
     FargateRunnerError,
     Job,
+    JobFailed,
     JobHandle,
     JobNotFound,
     JobResult,
@@ -55,6 +56,8 @@ class Placed:
     key: str
     attempt: int
     memory_mib: int
+    hidden_until: float
+    """Until then, ECS did not describe it."""
     truth: TaskTruth
 
 
@@ -249,8 +252,12 @@ class Years:
                 together.start_soon(self._life, f"{number}b", lifetime.twin, False)
 
     async def _life(self, name: str, lifetime: Lifetime, is_last: bool) -> None:
-        dies_at = lifetime.at if lifetime.leaves == "killed at a step" else float("inf")
-        mortal = Mortal(name, Random(f"{self.plan.seed}/life/{name}"), dies_at=dies_at)
+        mortal = Mortal(
+            name,
+            Random(f"{self.plan.seed}/life/{name}"),
+            dies_at=lifetime.at if lifetime.leaves == "killed at a step" else float("inf"),
+            dies_at_launch=lifetime.at if lifetime.leaves == "killed at a launch" else float("inf"),
+        )
         self.history.lives += 1
         life = _Life(self, mortal, lifetime, is_last=is_last)
         root = mortal.start(life.live())
@@ -258,7 +265,7 @@ class Years:
         limit = lifetime.at if lifetime.leaves == "killed" else _LONGEST_LIFE
         await asyncio.wait({root, death}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         if not root.done():
-            if lifetime.leaves not in {"killed", "killed at a step"}:
+            if not lifetime.leaves.startswith("killed"):
                 self.history.wrong.append(f"the life {name} did not end: {life.unfinished()}")
             mortal.die()
         if mortal.dead:
@@ -310,7 +317,16 @@ class Years:
             key = run.environment["FARGATE_RUNNER_KEY"]
             assert key in keys
             number = int(run.environment["FARGATE_RUNNER_ATTEMPT"])
-            history.tasks.append(Placed(key=key, attempt=number, memory_mib=int(task.memory or 0), truth=truth))
+            hidden_until = max(task.visible_at, task.hidden_until)
+            history.tasks.append(
+                Placed(
+                    key=key,
+                    attempt=number,
+                    memory_mib=int(task.memory or 0),
+                    hidden_until=hidden_until,
+                    truth=truth,
+                )
+            )
         history.calls = Counter(aws.calls.operations)
         history.refused = aws.refused
         for call in aws.calls:
@@ -434,6 +450,11 @@ class _Life:
             self._mortal.random.shuffle(keys)
             for key in keys:
                 tasks.start_soon(self._submit, runner, key)
+        if how == "run":
+            for key in keys:
+                tasks.start_soon(self._run, runner, key)
+        if how == "map":
+            tasks.start_soon(self._map, runner)
         if how == "attach":
             for key in keys:
                 if self._mortal.random.random() < 0.8:
@@ -473,6 +494,45 @@ class _Life:
             if await self._see_to(handle) or not self._is_last or tries >= _TRIES:
                 return
 
+    async def _run(self, runner: Runner, key: str) -> None:
+        self._hold(key, owned=True)
+        try:
+            result = await runner.run(self._years.jobs[key])
+        except JobFailed as exc:
+            result = exc.result
+        except FargateRunnerError as exc:
+            if not self._leaving and not isinstance(exc, (BackendError, JournalError)):
+                self._wrong(f"run {key}: {exc!r}")
+            self._let_go(key)
+            return
+        except anyio.get_cancelled_exc_class():
+            self._cancels(key)
+            raise
+        self._told(key, result)
+        self._let_go(key)
+
+    async def _map(self, runner: Runner) -> None:
+        for key in self._years.jobs:
+            self._hold(key, owned=True)
+        try:
+            async with runner.map(self._years.jobs.values(), as_completed=True, on_error="collect") as results:
+                async for result in results:
+                    self._told(result.key, result)
+                    self._let_go(result.key)
+        except FargateRunnerError as exc:
+            if not self._leaving and not isinstance(exc, (BackendError, JournalError)):
+                self._wrong(f"map: {exc!r}")
+            for key in self._held:  # the others are stopped
+                self._cancels(key)
+        except anyio.get_cancelled_exc_class():
+            for key in self._held:
+                self._cancels(key)
+            raise
+
+    def _told(self, key: str, result: JobResult) -> None:
+        if self._alive:
+            self._history.told.append(Told(life=self._mortal.name, key=key, at=self._years.now, result=result))
+
     async def _attach(self, runner: Runner, key: str) -> None:
         text = self._years.texts.get(key)
         if text is None or self._mortal.random.random() < 0.5:
@@ -497,10 +557,7 @@ class _Life:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._read, handle, lines)
-                result = await handle.wait()
-                if self._alive:
-                    told = Told(life=self._mortal.name, key=key, at=self._years.now, result=result)
-                    self._history.told.append(told)
+                self._told(key, await handle.wait())
         except* (BackendError, JournalError, RunnerClosed) as group:
             failed = True
             if not self._leaving:

@@ -37,11 +37,15 @@ class Killed(BaseException):
 class Mortal:
     """One life. ``step`` counts what it does; at the step that it was given, or when told so, it dies."""
 
-    def __init__(self, name: str, random: Random, *, dies_at: float = float("inf")) -> None:
+    def __init__(
+        self, name: str, random: Random, *, dies_at: float = float("inf"), dies_at_launch: float = float("inf")
+    ) -> None:
         self.name = name
         self.random = random
         self.dies_at = dies_at
+        self.dies_at_launch = dies_at_launch
         self.steps = 0
+        self.launches = 0
         self.dead = False
         self.tasks: dict[asyncio.Task[Any], None] = {}
         self.died = asyncio.Event()
@@ -58,6 +62,13 @@ class Mortal:
             raise Killed
         self.steps += 1
         if self.steps >= self.dies_at:
+            self.die()
+            raise Killed
+
+    def launched(self) -> None:
+        """Count a launch that was answered: its answer may be the last that arrives."""
+        self.launches += 1
+        if self.launches >= self.dies_at_launch:
             self.die()
             raise Killed
 
@@ -98,6 +109,7 @@ class Wire:
 
     def __init__(self, life: Mortal, aws: FakeAws) -> None:
         self.region = aws.region
+        self.new_id = aws.new_id
         self._life = life
         self._aws = aws
 
@@ -117,6 +129,8 @@ class Wire:
             reply = await self._sent(asked)
         if life.dead:
             raise Killed
+        if operation == "RunTask":
+            life.launched()
         if notable:
             life.step()
         return reply

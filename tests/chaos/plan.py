@@ -19,8 +19,8 @@ __all__ = ["Lifetime", "Plan", "Window", "plan_of", "script", "stuck"]
 
 SPOT_FIRST: Final = (Capacity.spot(), Capacity.spot(), Capacity.fargate())
 
-How = Literal["submit", "recover", "recover and submit", "attach"]
-Leaves = Literal["killed at a step", "killed", "leaves", "is cancelled", "sees it through"]
+How = Literal["submit", "run", "map", "recover", "recover and submit", "attach"]
+Leaves = Literal["killed at a step", "killed at a launch", "killed", "leaves", "is cancelled", "sees it through"]
 
 
 @attrs.frozen(kw_only=True)
@@ -30,7 +30,7 @@ class Lifetime:
     how: How
     leaves: Leaves
     at: float
-    """The step or the second at which it ends."""
+    """The step, the launch or the second at which it ends."""
     on_exit: Literal["stop", "detach"] = "detach"
     stops: tuple[tuple[str, float], ...] = ()
     """Which jobs it stops, and after how many seconds."""
@@ -88,6 +88,7 @@ VERBS: Final[dict[str, float]] = {
     "polite": 1,
     "deaf": 1,
     "oom": 2,
+    "mute": 0.5,
 }
 
 
@@ -124,6 +125,8 @@ def script(container: ContainerRun) -> ContainerScript:
             return ContainerScript(**said, run_for=run_for, exit_code=0 if number > 1 else 3)
         case "fails":
             return ContainerScript(**said, run_for=run_for, exit_code=4)
+        case "mute":
+            return ContainerScript(**said, run_for=run_for, exit_code=None)
         case "oom":
             return ContainerScript(**said, run_for=run_for, out_of_memory=number == 1)
         case "waits":
@@ -155,8 +158,8 @@ GAPS: Final = (
     (4, 30.0, 600.0),
     (2, 600.0, 3000.0),
     (1, 3000.0, 3600.0),
-    (1, 3600.0, 7200.0),
-    (0.5, 7200.0, 30 * 3600.0),
+    (2, 3600.0, 7200.0),
+    (1, 7200.0, 30 * 3600.0),
 )
 
 
@@ -166,13 +169,19 @@ def _gap(random: Random) -> float:
 
 
 def _lifetime(random: Random, keys: list[str], number: int, *, has_twin: bool = True) -> Lifetime:
-    how: How = "submit"
+    how: How = random.choices(("submit", "run", "map"), weights=(5, 1, 1))[0]
     if number > 0:
-        how = random.choices(("submit", "recover", "recover and submit", "attach"), weights=(5, 3, 1, 2))[0]
+        how = random.choices(("recover", "recover and submit", "attach", how), weights=(3, 1, 2, 5))[0]
     leaves: Leaves = random.choices(
-        ("killed at a step", "killed", "leaves", "is cancelled", "sees it through"), weights=(6, 5, 2, 1, 0.5)
+        ("killed at a step", "killed at a launch", "killed", "leaves", "is cancelled", "sees it through"),
+        weights=(5, 3, 5, 1.5, 1, 0.5),
     )[0]
-    at = random.uniform(1, 14 * len(keys)) if leaves == "killed at a step" else _log_uniform(random, 0.3, 400)
+    if leaves == "killed at a step":
+        at = random.uniform(1, 14 * len(keys))
+    elif leaves == "killed at a launch":
+        at = random.uniform(0, 1.5 * len(keys))
+    else:
+        at = _log_uniform(random, 0.3 if leaves == "killed" else 10, 400)
     on_exit = random.choices(("stop", "detach"), weights=(1, 2))[0]
     stops = tuple(
         (random.choice(keys), _log_uniform(random, 0.1, 200)) for _ in range(random.choices((0, 1, 2), (6, 3, 1))[0])
