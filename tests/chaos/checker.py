@@ -327,6 +327,11 @@ def asked_too_much(history: History) -> Iterator[str]:
             yield f"{most} calls within a second drew on {bucket}, which gives {published:g}"
 
 
+    for token, times in history.sent_again.items():
+        if times:
+            yield f"the token {token[:6]} was sent {times} times more by a life that knew of its refusal"
+
+
 def _final(history: History, key: str) -> Page | None:
     return next((page for page in history.pages.get(key, []) if page is not None and page.ended_at is not None), None)
 

@@ -127,8 +127,12 @@ class History:
     faults: Counter[str] = attrs.field(factory=Counter)
     refused: Counter[str] = attrs.field(factory=Counter)
     """How many calls AWS's own token buckets turned away."""
+    sent_again: Counter[str] = attrs.field(factory=Counter)
+    """How often a life sent the token of a launch again although it knew that ECS had refused it."""
     peaks: dict[str, tuple[int, float]] = attrs.field(factory=dict)
     """The most calls within a second, and what AWS publishes, by bucket."""
+    replays: int = 0
+    """How many launches were sent that a life before had sent already."""
     lives: int = 0
     kills: int = 0
 
@@ -146,6 +150,7 @@ class History:
             tasks=len(self.tasks),
             calls=self.calls.total(),
             faults=self.faults.total(),
+            replays=self.replays,
             unknown=sum(
                 attempt.outcome.kind is Kind.UNKNOWN
                 for pages in self.pages.values()
@@ -186,6 +191,7 @@ class Years:
             script=script,
             task_script=stuck(plan.seed, _STUCK_RATE if plan.chaos.start_failure else 0.0),
             clusters=("jobs",),
+            pace=plan.pace,
             visible_after=plan.visible_after,
             latency=(0.01, 0.2),
             chaos=plan.chaos,
@@ -196,6 +202,7 @@ class Years:
         self.book = Book()
         self.jobs = {str(job.key): job for job in plan.jobs}
         self.texts: dict[str, str] = {}
+        self.all_is_well = False
         self.history = History(
             seed=plan.seed,
             jobs=self.jobs,
@@ -229,11 +236,12 @@ class Years:
         loop = asyncio.get_running_loop()
         loop.set_task_factory(undertaker)
         loop.set_exception_handler(self._unheard)
-        for provider, zone, lasts in self.plan.outages:
-            self.aws.world.capacity.out(provider, zone=zone, seconds=lasts)
         last = len(self.plan.lives) - 1
         async with anyio.create_task_group() as background:
             for number, lifetime in enumerate(self.plan.lives):
+                for outage in self.plan.outages:
+                    if outage.life == number:
+                        self.aws.world.capacity.out(outage.provider, zone=outage.zone, seconds=outage.lasts)
                 for window in self.plan.windows:
                     if window.life == number:
                         background.start_soon(self._bad_time, window)
@@ -297,6 +305,7 @@ class Years:
         await anyio.sleep(self.plan.calm_after)
         self.aws.faults.clear()
         self.aws.world.capacity.back()
+        self.all_is_well = True
 
     async def _wind_down(self) -> None:
         """Give what was told to stop the time to do so."""
@@ -329,6 +338,8 @@ class Years:
             )
         history.calls = Counter(aws.calls.operations)
         history.refused = aws.refused
+        sent = Counter(call.request.get("clientToken") for call in aws.calls if call.called == "ecs.RunTask")
+        history.replays = sum(times - 1 for times in sent.values())
         for call in aws.calls:
             if call.outcome != "ok":
                 history.faults[call.outcome] += 1
@@ -349,6 +360,7 @@ class _Life:
         self._history = years.history
         self._held: dict[str, tuple[float, bool]] = {}
         self._leaving = False
+        self._scopes: dict[anyio.CancelScope, None] = {}
 
     @property
     def _alive(self) -> bool:
@@ -387,7 +399,7 @@ class _Life:
             network=NETWORK,
             roles=ROLES,
             capacity=plan.capacity,
-            session=FakeSession(Wire(self._mortal, years.aws), region_name=years.aws.region),  # type: ignore[arg-type]
+            session=FakeSession(Wire(self._mortal, years.aws, years.history.sent_again), region_name=years.aws.region),  # type: ignore[arg-type]
             region=years.aws.region,
             utcnow=years.clock.utcnow,
             cadence=plan.cadence,
@@ -417,6 +429,8 @@ class _Life:
 
     async def _leave(self, scope: anyio.CancelScope) -> None:
         await anyio.sleep(self._lifetime.at)
+        for one in tuple(self._scopes):
+            one.cancel()
         scope.cancel()
 
     def _leaves(self, on_exit: str) -> None:
@@ -469,18 +483,23 @@ class _Life:
             return []
 
     async def _submit(self, runner: Runner, key: str) -> None:
+        with self._cancelled_in_order():
+            await self._submit_until_told(runner, key)
+
+    async def _submit_until_told(self, runner: Runner, key: str) -> None:
         tries = 0
         while True:
             tries += 1
             self._hold(key, owned=True)
+            all_is_well = self._years.all_is_well
             try:
                 handle = await runner.submit(self._years.jobs[key])
             except (BackendError, JournalError) as exc:
-                if tries < _TRIES and self._is_last:
+                if self._is_last and (all_is_well or tries == _TRIES):
+                    self._wrong(f"submit {key}: {exc!r}")
+                elif self._is_last:
                     await anyio.sleep(120)
                     continue
-                if self._is_last:
-                    self._wrong(f"submit {key}: {exc!r}")
                 self._let_go(key)
                 return
             except FargateRunnerError as exc:
@@ -494,7 +513,25 @@ class _Life:
             if await self._see_to(handle) or not self._is_last or tries >= _TRIES:
                 return
 
+    @contextlib.contextmanager
+    def _cancelled_in_order(self) -> Iterator[None]:
+        """
+        Let what is inside be cancelled in the order in which it began, when the life leaves.
+
+        anyio cancels a group in the order of addresses, which is another each time.
+        """
+        with anyio.CancelScope() as scope:
+            self._scopes[scope] = None
+            try:
+                yield
+            finally:
+                del self._scopes[scope]
+
     async def _run(self, runner: Runner, key: str) -> None:
+        with self._cancelled_in_order():
+            await self._run_until_told(runner, key)
+
+    async def _run_until_told(self, runner: Runner, key: str) -> None:
         self._hold(key, owned=True)
         try:
             result = await runner.run(self._years.jobs[key])

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
+from itertools import count
 from random import Random
 from typing import Any, Final
 
@@ -90,10 +92,23 @@ class Mortal:
         raise AssertionError(f"tasks of the life {self.name} cannot be cancelled: {[*self.tasks][:3]}")
 
 
+class _Task(asyncio.Task[Any]):
+    """A task that has its place in a set by its number, not by its address: anyio cancels in that order."""
+
+    _numbers = count()
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._number = next(self._numbers)
+        super().__init__(*args, **options)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
 def undertaker(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
     """Make a task, and note whose it is. A task factory of asyncio."""
     context: contextvars.Context | None = options.get("context")
-    task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, **options)
+    task: asyncio.Task[Any] = _Task(coro, loop=loop, **options)
     life = _OF.get() if context is None else context.get(_OF)
     if life is not None:
         life.tasks[task] = None
@@ -105,9 +120,16 @@ _NOBODY: Final = contextvars.Context()
 
 
 class Wire:
-    """The way to AWS of one life. What changes anything travels by itself: it arrives although its sender is gone."""
+    """
+    The way to AWS of one life. What changes anything travels by itself: it arrives although its sender is gone.
 
-    def __init__(self, life: Mortal, aws: FakeAws) -> None:
+    *sent_again* counts the launches that this life sends although it was told that ECS has no room for them: ECS
+    repeats that for an hour.
+    """
+
+    def __init__(self, life: Mortal, aws: FakeAws, sent_again: Counter[str]) -> None:
+        self._refused: set[str] = set()
+        self._sent_again = sent_again
         self.region = aws.region
         self.new_id = aws.new_id
         self._life = life
@@ -122,6 +144,8 @@ class Wire:
             raise Killed
         if notable:
             life.step()
+        if operation == "RunTask" and request["clientToken"] in self._refused:
+            self._sent_again[request["clientToken"]] += 1
         asked = self._aws.call(service, operation, request, access_key=access_key)
         if operation.startswith(_LOOKS):
             reply = await asked
@@ -130,6 +154,8 @@ class Wire:
         if life.dead:
             raise Killed
         if operation == "RunTask":
+            if not reply["tasks"]:
+                self._refused.add(request["clientToken"])
             life.launched()
         if notable:
             life.step()

@@ -12,10 +12,10 @@ import attrs
 from fargate_runner import Capacity, Job, Retry
 from fargate_runner.backends.ecs._logs import LogCadence
 from fargate_runner.backends.ecs._watch import Cadence
-from fargate_runner.testing.aws import Chaos, ContainerRun, ContainerScript, Ingestion, TaskRun, TaskScript
+from fargate_runner.testing.aws import Chaos, ContainerRun, ContainerScript, Ingestion, Pace, TaskRun, TaskScript
 from tests.contract.ecs_words import IMAGE
 
-__all__ = ["Lifetime", "Plan", "Window", "plan_of", "script", "stuck"]
+__all__ = ["Lifetime", "Outage", "Plan", "Window", "plan_of", "script", "stuck"]
 
 SPOT_FIRST: Final = (Capacity.spot(), Capacity.spot(), Capacity.fargate())
 
@@ -54,6 +54,17 @@ class Window:
     """Of which one."""
 
 
+@attrs.frozen
+class Outage:
+    """A time without capacity."""
+
+    provider: str | None
+    zone: str | None
+    lasts: float
+    life: int
+    """With which one it begins."""
+
+
 @attrs.frozen(kw_only=True)
 class Plan:
     """Everything that a seed says."""
@@ -64,10 +75,10 @@ class Plan:
     chaos: Chaos
     ingestion: Ingestion
     windows: tuple[Window, ...]
-    outages: tuple[tuple[str | None, str | None, float], ...]
-    """Provider, zone, seconds."""
+    outages: tuple[Outage, ...]
     capacity: tuple[Capacity, ...]
     visible_after: tuple[float, float]
+    pace: Pace
     cadence: Cadence
     log_cadence: LogCadence
     calm_after: float
@@ -82,7 +93,7 @@ def _log_uniform(random: Random, least: float, most: float) -> float:
 VERBS: Final[dict[str, float]] = {
     "succeeds": 6,
     "long": 1,
-    "fails-once": 3,
+    "fails-first": 3,
     "fails": 2,
     "waits": 2,
     "polite": 1,
@@ -107,9 +118,9 @@ def _job(random: Random, number: int) -> Job:
         changes["start_timeout"] = timedelta(seconds=random.choice((300, 900)))
     return Job(
         image=IMAGE,
-        command=[verb, f"job-{number}", f"{seconds:.1f}", str(lines)],
+        command=[verb, f"job-{number}", f"{seconds:.1f}", str(lines), str(random.randint(1, 2))],
         key=f"job-{number}",
-        retry=Retry(failures=1, out_of_memory=2, never_started=8, interruptions=15),
+        retry=Retry(failures=2, out_of_memory=2, never_started=8, interruptions=15),
         **changes,
     )
 
@@ -117,18 +128,19 @@ def _job(random: Random, number: int) -> Job:
 def script(container: ContainerRun) -> ContainerScript:
     """Say what a container does: its command tells."""
     number = int(container.environment["FARGATE_RUNNER_ATTEMPT"])
-    verb, name, seconds, lines = container.command
+    verb, name, seconds, lines, times = container.command
+    again = number <= int(times)
     said: dict[str, Any] = {"lines": tuple(f"{name}/{number}/{n}" for n in range(int(lines)))}
     run_for = float(seconds)
     match verb:
-        case "fails-once":
-            return ContainerScript(**said, run_for=run_for, exit_code=0 if number > 1 else 3)
+        case "fails-first":
+            return ContainerScript(**said, run_for=run_for, exit_code=3 if again else 0)
         case "fails":
             return ContainerScript(**said, run_for=run_for, exit_code=4)
         case "mute":
             return ContainerScript(**said, run_for=run_for, exit_code=None)
         case "oom":
-            return ContainerScript(**said, run_for=run_for, out_of_memory=number == 1)
+            return ContainerScript(**said, run_for=run_for, out_of_memory=again)
         case "waits":
             return ContainerScript(**said, run_for=math.inf)
         case "polite":
@@ -215,7 +227,12 @@ def plan_of(seed: int) -> Plan:
             begins, lasts = _log_uniform(random, 1, 200), _log_uniform(random, 5, most)
             windows.append(Window(kind, begins, lasts, random.randrange(len(lives) + 1)))  # type: ignore[arg-type]
     outages = [
-        (random.choice(("FARGATE_SPOT", "FARGATE", None)), random.choice((None, "us-east-1a")), random.uniform(5, 300))
+        Outage(
+            random.choice(("FARGATE_SPOT", "FARGATE", None)),
+            random.choice((None, "us-east-1a")),
+            _log_uniform(random, 5, 2000),
+            random.randrange(len(lives) + 1),
+        )
         for _ in range(random.choices((0, 1, 2), (4, 3, 1))[0])
     ]
     # From a fair day to one on which a call in four fails.
@@ -257,6 +274,7 @@ def plan_of(seed: int) -> Plan:
         outages=tuple(outages),
         capacity=random.choice(((Capacity.fargate(),), SPOT_FIRST)),
         visible_after=(0.0, random.choice((1.5, 20.0))),
+        pace=random.choice((Pace(), Pace().scaled(0.1))),
         cadence=Cadence(period=period),
         log_cadence=LogCadence(period=period),
         calm_after=random.choice((0.0, 30.0, 600.0)),
