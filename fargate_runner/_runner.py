@@ -1074,7 +1074,7 @@ class Runner(AsyncContextManagerMixin):
         if all(known.token != ref.token for known in live.refs):
             live.refs.append(ref)
         live.touch()
-        watch = _Watch(job, anyio.current_time(), resumed=resumed)
+        watch = _Watch(job, anyio.current_time(), resumed=resumed, created_at=ref.created_at)
         if resumed and live.page is not None:
             watch.asked = live.page.stop
         begun = self._utcnow()
@@ -1139,14 +1139,16 @@ class Runner(AsyncContextManagerMixin):
         watch.asks += 1
         watch.ask_again_at = now + watch.stop_timeout + _STOP_GRACE
         try:
-            with anyio.move_on_after(_STOP_GRACE):
+            with anyio.move_on_after(_STOP_GRACE) as scope:
                 await self.backend.stop(ref, reason=asked.reason)
-            watch.stop_refusals = 0
+                watch.stop_refusals = 0
+            if scope.cancelled_caught:  # waiting for its turn, or for fresh credentials: it has not arrived
+                raise _unanswered("stop", _STOP_GRACE)
         except BackendError as exc:
             self._unanswered(live, ref.attempt, "stop", exc)
             watch.stop_refusals += 1
             if watch.stop_refusals == 1:
-                watch.no_stop_from = now + _SILENCE_PATIENCE
+                watch.no_stop_from = now + max(_SILENCE_PATIENCE, self.backend.answer_patience)
             watch.ask_again_at = anyio.current_time() + _pause(watch.stop_refusals)
             # One that did not arrive is none of the three, unless it is hopeless or was tried for long enough.
             if exc.retryable:
@@ -1319,6 +1321,7 @@ class _Watch:
         "ask_again_at",
         "asked",
         "asks",
+        "created_at",
         "deadline_of_phase",
         "failures",
         "in_doubt",
@@ -1330,10 +1333,14 @@ class _Watch:
         "stop_timeout",
     )
 
-    def __init__(self, job: Job | None, now: float, *, resumed: bool = False) -> None:
+    def __init__(
+        self, job: Job | None, now: float, *, resumed: bool = False, created_at: datetime | None = None
+    ) -> None:
         self.job = job
         self.resumed = resumed
         """It began before we knew of it. Until the first look, nobody knows which of its clocks runs."""
+        self.created_at = created_at
+        """When it was launched, if that is known: the first look may show nothing yet."""
         self.stop_timeout = job.stop_timeout.total_seconds() if job is not None else 120.0
         self.deadline_of_phase = float("inf")
         if job is not None and not resumed:
@@ -1360,7 +1367,7 @@ class _Watch:
         first, runs = before == 0 and self.resumed, before < Phase.RUNNING <= newer.phase
         if self.job is not None and (first or runs):
             limit = self.job.timeout if runs else self.job.start_timeout
-            begun = (newer.started_at if runs else newer.created_at) if first else None
+            begun = (newer.started_at if runs else newer.created_at or self.created_at) if self.resumed else None
             # Both in the time of the place; ours may be another.
             ago = max(0.0, (place_now - begun).total_seconds()) if begun is not None else 0.0
             self.deadline_of_phase = now + limit.total_seconds() - ago if limit is not None else float("inf")

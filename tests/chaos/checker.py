@@ -126,6 +126,8 @@ def untrue(history: History) -> Iterator[str]:
         yield from _unaccounted(history, key, page.result)
         if said := _undecided(history, job, page.result):
             yield f"{key}: {said}"
+    for task in history.tasks:
+        yield from _overdue(history, task)
 
 
 def _untrue(history: History, job: Job, attempt: Attempt, task: Placed | None, page: Page) -> str:
@@ -184,6 +186,24 @@ def _as_asked(history: History, job: Job, task: Placed) -> set[Kind]:
     elif job.timeout is not None and over - main.started_at >= job.timeout.total_seconds() - _CLOCKS:
         kinds.add(Kind.TIMED_OUT)
     return kinds
+
+
+def _overdue(history: History, task: Placed) -> Iterator[str]:
+    """Tasks that ran on although their time was up, and somebody was there to stop them."""
+    job, truth, main = history.jobs[task.key], task.truth, task.truth.containers["main"]
+    slack = _SEEN_WITHIN + job.stop_timeout.total_seconds()
+    if main.started_at is None:
+        due, over = truth.accepted_at + job.start_timeout.total_seconds(), truth.stopped_at
+    elif job.timeout is not None:
+        due, over = main.started_at + job.timeout.total_seconds(), main.ended_at
+    else:
+        return
+    for span in history.spans:
+        late = max(due, span.begun, task.hidden_until) + slack
+        if span.key == task.key and late < span.ended and (over is None or over > late):
+            if not _was_silent(history, due, late):
+                yield f"{task.key}: {_names([task])} ran on although life {span.life} should have stopped it"
+                return
 
 
 def _end_in_doubt(history: History, key: str, task: Placed) -> bool:

@@ -271,9 +271,11 @@ class Years:
         root = mortal.start(life.live())
         death = asyncio.ensure_future(mortal.died.wait())
         limit = lifetime.at if lifetime.leaves == "killed" else _LONGEST_LIFE
+        if lifetime.killed_leaving is not None:
+            limit = lifetime.at + lifetime.killed_leaving
         await asyncio.wait({root, death}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         if not root.done():
-            if not lifetime.leaves.startswith("killed"):
+            if limit == _LONGEST_LIFE and not lifetime.leaves.startswith("killed"):
                 self.history.wrong.append(f"the life {name} did not end: {life.unfinished()}")
             mortal.die()
         if mortal.dead:
@@ -429,6 +431,9 @@ class _Life:
 
     async def _leave(self, scope: anyio.CancelScope) -> None:
         await anyio.sleep(self._lifetime.at)
+        if self._lifetime.how in {"run", "map"}:  # cancelling these is stopping the jobs
+            for key in self._held:
+                self._cancels(key)
         for one in tuple(self._scopes):
             one.cancel()
         scope.cancel()
@@ -594,7 +599,10 @@ class _Life:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._read, handle, lines)
-                self._told(key, await handle.wait())
+                result = await handle.wait()
+                self._told(key, result)
+                if result.outcome.kind is Kind.UNKNOWN:  # its task may run on, and so may its lines
+                    tasks.cancel_scope.deadline = anyio.current_time() + 600
         except* (BackendError, JournalError, RunnerClosed) as group:
             failed = True
             if not self._leaving:

@@ -32,6 +32,8 @@ class Lifetime:
     at: float
     """The step, the launch or the second at which it ends."""
     on_exit: Literal["stop", "detach"] = "detach"
+    killed_leaving: float | None = None
+    """Seconds after which it is killed while it is still leaving."""
     stops: tuple[tuple[str, float], ...] = ()
     """Which jobs it stops, and after how many seconds."""
     gap: float = 0.0
@@ -195,17 +197,19 @@ def _lifetime(random: Random, keys: list[str], number: int, *, has_twin: bool = 
     else:
         at = _log_uniform(random, 0.3 if leaves == "killed" else 10, 400)
     on_exit = random.choices(("stop", "detach"), weights=(1, 2))[0]
+    killed_leaving = _log_uniform(random, 0.05, 60) if random.random() < 0.5 else None
     stops = tuple(
         (random.choice(keys), _log_uniform(random, 0.1, 200)) for _ in range(random.choices((0, 1, 2), (6, 3, 1))[0])
     )
     twin = None
-    if has_twin and random.random() < 0.2:
+    if has_twin and random.random() < 0.25:
         twin = _lifetime(random, keys, 1 if number > 0 else 0, has_twin=False)
     return Lifetime(
         how=how,
         leaves=leaves,
         at=at,
         on_exit=on_exit,
+        killed_leaving=killed_leaving if leaves in {"leaves", "is cancelled"} else None,
         stops=stops,
         gap=_gap(random),
         journal_troubles=random.choice((0.0, 0.0, 0.02, 0.1)),
