@@ -19,7 +19,15 @@ import attrs
 from tests.chaos.checker import POINTS, Violation, violations
 from tests.chaos.harness import live_through
 
-_COUNTED = {1: "duplicates", 2: "overlaps", 3: "lost", 4: "wrong outcomes", 5: "orphans", 6: "lost lines", 7: "over budget"}
+_COUNTED = {
+    1: "duplicates",
+    2: "overlaps",
+    3: "lost",
+    4: "wrong outcomes",
+    5: "orphans",
+    6: "lost lines",
+    7: "over budget",
+}
 
 
 @attrs.frozen
@@ -80,7 +88,10 @@ def _report(seeds: Iterable[int], jobs: int, *, verbose: bool, stop: bool) -> in
             print(f"seed {seed.seed}: {_said(seed.counts)}; history {seed.digest}, {seed.seconds:.2f} s")
         elif (now := time.perf_counter()) - said > 15:
             said = now
-            print(f"… {number} of {len(seeds)} seeds, {len(failed)} failed, {number / (now - begun):.1f} seeds/s", flush=True)
+            print(
+                f"… {number} of {len(seeds)} seeds, {len(failed)} failed, {number / (now - begun):.1f} seeds/s",
+                flush=True,
+            )
     took = time.perf_counter() - begun
     print(f"{_said(total)}; {total['seeds'] / took:.1f} seeds/s")
     for seed in failed if not verbose else ():

@@ -35,7 +35,7 @@ POINTS: Final = {
 _CLOCKS: Final = 2.0
 """Seconds that a look may be late."""
 _SEEN_WITHIN: Final = 120.0
-"""Seconds within which a living client surely sees an end, or sends a launch again, and writes it down: on a bad day."""
+"""Seconds within which a living client surely sees an end, or sends a launch again, and writes it down."""
 _KEPT: Final = 3600.0
 """Seconds that ECS keeps a stopped task."""
 _REPLAYED: Final = 55 * 60.0
@@ -107,7 +107,8 @@ def recorded(history: History) -> Iterator[str]:
         result = final[0].result
         for told in history.told:
             if told.key == key and told.result != result:
-                yield f"life {told.life} was told another end of {key} than is written down: {_difference(told.result, result)}"
+                differs = _difference(told.result, result)
+                yield f"life {told.life} was told another end of {key} than is written down: {differs}"
         if not any(told.key == key for told in history.told):
             yield f"nobody was told how {key} ended"
 
@@ -200,10 +201,10 @@ def _overdue(history: History, task: Placed) -> Iterator[str]:
         return
     for span in history.spans:
         late = max(due, span.begun, task.hidden_until) + slack
-        if span.key == task.key and late < span.ended and (over is None or over > late):
-            if not _was_silent(history, due, late):
-                yield f"{task.key}: {_names([task])} ran on although life {span.life} should have stopped it"
-                return
+        ran_on = late < span.ended and (over is None or over > late)
+        if span.key == task.key and ran_on and not _was_silent(history, due, late):
+            yield f"{task.key}: {_names([task])} ran on although life {span.life} should have stopped it"
+            return
 
 
 def _end_in_doubt(history: History, key: str, task: Placed) -> bool:
@@ -270,7 +271,9 @@ def _undecided(history: History, job: Job, result: JobResult) -> str:
         return ""
     decision = policy.decide(_grown(job, result, len(result.attempts)), result.attempts)
     if decision.again:
-        return f"it was given up too early, after {[str(a.outcome.kind.value) for a in result.attempts]}: {decision.why}"
+        return (
+            f"it was given up too early, after {[str(a.outcome.kind.value) for a in result.attempts]}: {decision.why}"
+        )
     sizes = [attempt.memory_gib for attempt in result.attempts]
     for (one, other), attempt in zip(pairwise(sizes), result.attempts, strict=False):
         if (attempt.outcome.kind is Kind.OUT_OF_MEMORY) != (other > one):
@@ -346,7 +349,6 @@ def asked_too_much(history: History) -> Iterator[str]:
         if most > published:
             yield f"{most} calls within a second drew on {bucket}, which gives {published:g}"
 
-
     for token, times in history.sent_again.items():
         if times:
             yield f"the token {token[:6]} was sent {times} times more by a life that knew of its refusal"
@@ -369,5 +371,6 @@ def _told(task: Placed) -> str:
 def _difference(one: JobResult, other: JobResult | None) -> str:
     if other is None:
         return "nothing"
-    fields = [field.name for field in attrs.fields(JobResult)]
-    return ", ".join(f"{name}: {getattr(one, name)!r:.300} and {getattr(other, name)!r:.300}" for name in fields if getattr(one, name) != getattr(other, name))
+    names = [field.name for field in attrs.fields(JobResult)]
+    pairs = {name: (getattr(one, name), getattr(other, name)) for name in names}
+    return ", ".join(f"{name}: {a!r:.300} and {b!r:.300}" for name, (a, b) in pairs.items() if a != b)

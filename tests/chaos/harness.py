@@ -33,6 +33,7 @@ from fargate_runner import (
     RunnerClosed,
 )
 from fargate_runner._journal import Page
+from fargate_runner.backends.ecs._api import Budget
 from fargate_runner.testing.aws import FakeAws, Fault, TaskTruth
 from fargate_runner.testing.aws._client import FakeSession
 from fargate_runner.testing.clock import VirtualClock
@@ -406,10 +407,10 @@ class _Life:
             utcnow=years.clock.utcnow,
             cadence=plan.cadence,
             log_cadence=plan.log_cadence,
+            # Two processes that share an account say so, as the reference tells them to.
+            budget=Budget(share=0.4) if any(lifetime.twin for lifetime in plan.lives) else None,
         )
-        journal = LifesJournal(
-            years.book, self._mortal, slowest=plan.slowest_write, troubles=lifetime.journal_troubles
-        )
+        journal = LifesJournal(years.book, self._mortal, slowest=plan.slowest_write, troubles=lifetime.journal_troubles)
         runner = Runner(backend, journal=journal, on_exit=lifetime.on_exit, utcnow=years.clock.utcnow)
         with anyio.CancelScope() as whole:
             async with runner:
@@ -453,10 +454,7 @@ class _Life:
         for key in owned:
             for truth in world.truth():
                 task = world.tasks[truth.arn]
-                if (
-                    truth.status != "STOPPED"
-                    and task.container("main").run.environment["FARGATE_RUNNER_KEY"] == key
-                ):
+                if truth.status != "STOPPED" and task.container("main").run.environment["FARGATE_RUNNER_KEY"] == key:
                     self._history.left.append(Orphan(life=self._mortal.name, key=key, arn=truth.arn))
 
     async def _begin(self, runner: Runner, tasks: Any) -> None:
@@ -616,7 +614,7 @@ class _Life:
         try:
             async with contextlib.aclosing(handle.logs()) as found:
                 async for line in found:
-                    lines.append(line.text)
+                    lines.append(line.text)  # noqa: PERF401 (what was read counts although it ends with an error)
         except FargateRunnerError as exc:
             if not self._leaving and not self._silent_lately():
                 self._wrong(f"lines of {handle.key}: {exc!r}")

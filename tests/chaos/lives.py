@@ -26,7 +26,9 @@ from fargate_runner.testing.aws import FakeAws
 
 __all__ = ["Book", "Killed", "LifesJournal", "Mortal", "Wire", "undertaker"]
 
-_OF: contextvars.ContextVar[Mortal | None] = contextvars.ContextVar("the life on whose behalf a task runs", default=None)
+_OF: contextvars.ContextVar[Mortal | None] = contextvars.ContextVar(
+    "the life on whose behalf a task runs", default=None
+)
 _NOTABLE: Final = frozenset({"RunTask", "StopTask", "ListTasks", "RegisterTaskDefinition", "CreateLogGroup"})
 """The calls that count as steps, besides all that goes to the journal: of looks there are too many."""
 _LOOKS: Final = ("Describe", "List", "Get", "Filter")

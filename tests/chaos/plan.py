@@ -280,7 +280,8 @@ def plan_of(seed: int) -> Plan:
         visible_after=(0.0, random.choice((1.5, 20.0))),
         pace=random.choice((Pace(), Pace().scaled(0.1))),
         cadence=Cadence(period=period),
-        log_cadence=LogCadence(period=period),
+        # The driver's batches span five seconds each, and one may come eight seconds after the next.
+        log_cadence=LogCadence(period=period, overlap=20.0),
         calm_after=random.choice((0.0, 30.0, 600.0)),
         slowest_write=random.choice((0.0, 0.05)),
     )

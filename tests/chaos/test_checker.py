@@ -181,9 +181,7 @@ DOCTORED: dict[str, tuple[int, History]] = {
     "a size is not true": (4, history(attempt(1, Kind.FAILED, 3, memory_gib=1.0), GOOD[1])),
     "a job was run again although it succeeded": (
         4,
-        history(
-            attempt(1, Kind.SUCCEEDED, 0), attempt(2, Kind.SUCCEEDED, 0), tasks=[task(1, 0, 0), task(2, 50, 0)]
-        ),
+        history(attempt(1, Kind.SUCCEEDED, 0), attempt(2, Kind.SUCCEEDED, 0), tasks=[task(1, 0, 0), task(2, 50, 0)]),
     ),
     "a job was given up although it had another try": (
         4,
@@ -225,9 +223,7 @@ STOPPED_BY_US = [task(1, 0, 3), stopped(2, 50, "UserInitiated", 143)]
 
 EXCUSED: dict[str, History] = {
     "an end that nobody watched is unknown": history(GOOD[0], attempt(2, Kind.UNKNOWN, None), spans=UNWATCHED),
-    "an end in a silence of AWS is unknown": history(
-        GOOD[0], attempt(2, Kind.UNKNOWN, None), silences=[(40.0, 400.0)]
-    ),
+    "an end in a silence of AWS is unknown": history(GOOD[0], attempt(2, Kind.UNKNOWN, None), silences=[(40.0, 400.0)]),
     "an end without an exit code is unknown": history(
         GOOD[0], attempt(2, Kind.UNKNOWN, None), tasks=[task(1, 0, 3), task(2, 50, None)]
     ),

@@ -93,7 +93,13 @@ def _run(tree: Path, command: str) -> str:
     environ = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(
-            [sys.executable, *argv], cwd=tree, env=environ, capture_output=True, text=True, timeout=_PATIENCE, check=False
+            [sys.executable, *argv],
+            cwd=tree,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return f"{command}: it never ended"
@@ -103,7 +109,9 @@ def _run(tree: Path, command: str) -> str:
         return _seen_by_chaos(command, done.stdout, done.stderr)
     if done.returncode != 1:  # no test failed: they could not even be collected
         raise SystemExit(f"{command} broke: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    failed = re.search(r"^FAILED (\S+)", done.stdout, re.M) or re.search(r"^ERROR (\S+)", done.stdout, re.M)
+    failed = re.search(r"^FAILED (\S+)", done.stdout, re.MULTILINE) or re.search(
+        r"^ERROR (\S+)", done.stdout, re.MULTILINE
+    )
     return failed[1] if failed else command
 
 
@@ -111,7 +119,7 @@ def _seen_by_chaos(command: str, stdout: str, stderr: str) -> str:
     seed = re.search(r"--seed (\d+)   # (point \d+)", stdout)
     if seed is None:
         raise SystemExit(f"{command} broke: {stdout[-2000:]}{stderr[-2000:]}")
-    after = re.search(r"^([\d,]+) seeds,", stdout, re.M)
+    after = re.search(r"^([\d,]+) seeds,", stdout, re.MULTILINE)
     return f"chaos, {seed[2]}, at seed {seed[1]} (after {after[1] if after else '?'} seeds)"
 
 
@@ -140,7 +148,6 @@ def _line(verdict: Verdict) -> str:
 
 def _row(verdict: Verdict) -> str:
     return f"| {verdict.mutation.name} | {verdict.mutation.title} | {verdict.killed_by or '**survived**'} |"
-
 
 
 if __name__ == "__main__":

@@ -236,9 +236,7 @@ class TestAFinalRecord:
         assert there == [[result.attempts[0].address]]
 
 
-async def died(
-    world: World, journal: MemoryJournal, one: Job, *faults: Fault, calls: str, **options: Any
-) -> None:
+async def died(world: World, journal: MemoryJournal, one: Job, *faults: Fault, calls: str, **options: Any) -> None:
     """Let a runner die at the n-th call of an operation, as in ``submit:1``."""
     operation, _, number = calls.partition(":")
     backend = world.backend(*faults)
