@@ -121,7 +121,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def chaos(session: nox.Session) -> None:
-    """Clients that are killed on a bad day of AWS, by seed: ``nox -s chaos -- --seeds 200``, or ``--seed 4711`` alone."""
+    """Clients that are killed on a bad day of AWS, by seed: ``nox -s chaos -- --seeds 200``, ``--seed 4711``."""
     _install(session, "test")
     session.run("python", "-m", "tests.chaos", *session.posargs)
 

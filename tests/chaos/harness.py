@@ -8,7 +8,7 @@ import hashlib
 import random as the_random
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import datetime
 from random import Random
 from typing import Any
@@ -517,7 +517,7 @@ class _Life:
                 return
 
     @contextlib.contextmanager
-    def _cancelled_in_order(self) -> Iterator[None]:
+    def _cancelled_in_order(self) -> Generator[None]:
         """
         Let what is inside be cancelled in the order in which it began, when the life leaves.
 

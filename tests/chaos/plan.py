@@ -255,12 +255,13 @@ def plan_of(seed: int) -> Plan:
         "host": 0.03,
         "start_failure": 0.05,
     }
+    scaled: dict[str, Any] = {name: min(0.5, rate * rough) for name, rate in rates.items()}
     chaos = Chaos(
         seed=seed,
         slow_for=(0.1, random.choice((5.0, 45.0))),
         hidden_for=(1.0, random.choice((30.0, 290.0))),
         trouble_after=(0.0, random.choice((10.0, 60.0, 1200.0))),
-        **{name: min(0.5, rate * rough) for name, rate in rates.items()},
+        **scaled,
     )
     period = random.choice((5.0, 10.0, 20.0))
     return Plan(
