@@ -1326,6 +1326,7 @@ class _Watch:
         "failures",
         "in_doubt",
         "job",
+        "launched",
         "no_stop_from",
         "resumed",
         "silent_until",
@@ -1337,6 +1338,8 @@ class _Watch:
         self, job: Job | None, now: float, *, resumed: bool = False, created_at: datetime | None = None
     ) -> None:
         self.job = job
+        self.launched = now
+        """In our time; of one that is *resumed*, when it was met."""
         self.resumed = resumed
         """It began before we knew of it. Until the first look, nobody knows which of its clocks runs."""
         self.created_at = created_at
@@ -1367,11 +1370,18 @@ class _Watch:
         first, runs = before == 0 and self.resumed, before < Phase.RUNNING <= newer.phase
         if self.job is not None and (first or runs):
             limit = self.job.timeout if runs else self.job.start_timeout
-            begun = (newer.started_at if runs else newer.created_at or self.created_at) if self.resumed else None
-            # Both in the time of the place; ours may be another.
-            ago = max(0.0, (place_now - begun).total_seconds()) if begun is not None else 0.0
-            self.deadline_of_phase = now + limit.total_seconds() - ago if limit is not None else float("inf")
+            begun = self._begun(newer, now, place_now, runs=runs)
+            self.deadline_of_phase = begun + limit.total_seconds() if limit is not None else float("inf")
         return newer.phase > before
+
+    def _begun(self, newer: Snapshot, now: float, place_now: datetime, *, runs: bool) -> float:
+        """Say when the phase of *newer* began, in our time: it may be seen late, and the place's time is another."""
+        if self.resumed:
+            at = newer.started_at if runs else newer.created_at or self.created_at
+            return now - max(0.0, (place_now - at).total_seconds()) if at is not None else now
+        if runs and newer.started_at is not None and newer.created_at is not None:
+            return min(now, self.launched + max(0.0, (newer.started_at - newer.created_at).total_seconds()))
+        return now
 
     def failed(self, now: float) -> None:
         """The platform did not answer. Next it is asked for what it knows, not for news: that may take hours."""

@@ -136,6 +136,10 @@ class History:
     """How many launches were sent that a life before had sent already."""
     lives: int = 0
     kills: int = 0
+    steps: int = 0
+    """Of all lives, as far as they count."""
+    called: Counter[str] = attrs.field(factory=Counter)
+    """The calls of all lives that came back."""
 
     def at(self, moment: datetime) -> float:
         """Return a moment in seconds of the clock."""
@@ -238,6 +242,7 @@ class Years:
         loop.set_task_factory(undertaker)
         loop.set_exception_handler(self._unheard)
         last = len(self.plan.lives) - 1
+        self.aws.faults.add(*(attrs.evolve(fault) for fault in self.plan.faults))
         async with anyio.create_task_group() as background:
             for number, lifetime in enumerate(self.plan.lives):
                 for outage in self.plan.outages:
@@ -264,8 +269,9 @@ class Years:
         mortal = Mortal(
             name,
             Random(f"{self.plan.seed}/life/{name}"),
-            dies_at=lifetime.at if lifetime.leaves == "killed at a step" else float("inf"),
-            dies_at_launch=lifetime.at if lifetime.leaves == "killed at a launch" else float("inf"),
+            dies_at=lifetime.at if lifetime.leaves in {"killed at a step", "killed at any step"} else float("inf"),
+            dies_after=(lifetime.called, lifetime.at) if lifetime.leaves == "killed after a call" else ("", 0.0),
+            every_call=lifetime.leaves == "killed at any step",
         )
         self.history.lives += 1
         life = _Life(self, mortal, lifetime, is_last=is_last)
@@ -281,6 +287,8 @@ class Years:
             mortal.die()
         if mortal.dead:
             self.history.kills += 1
+        self.history.steps += mortal.steps
+        self.history.called += mortal.calls
         life.ended()
         await mortal.bury()
         death.cancel()
@@ -581,7 +589,7 @@ class _Life:
         try:
             handle = await runner.attach(text)
         except (BackendError, JournalError, JobNotFound) as exc:
-            if isinstance(exc, JobNotFound) and key in self._years.book.pages:
+            if isinstance(exc, JobNotFound) and key in self._years.book.keys:
                 self._wrong(f"attach {text}: {exc!r}")
             self._let_go(key)
             return

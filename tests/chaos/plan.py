@@ -12,7 +12,7 @@ import attrs
 from fargate_runner import Capacity, Job, Retry
 from fargate_runner.backends.ecs._logs import LogCadence
 from fargate_runner.backends.ecs._watch import Cadence
-from fargate_runner.testing.aws import Chaos, ContainerRun, ContainerScript, Ingestion, Pace, TaskRun, TaskScript
+from fargate_runner.testing.aws import Chaos, ContainerRun, ContainerScript, Fault, Ingestion, Pace, TaskRun, TaskScript
 from tests.contract.ecs_words import IMAGE
 
 __all__ = ["Lifetime", "Outage", "Plan", "Window", "plan_of", "script", "stuck"]
@@ -20,7 +20,15 @@ __all__ = ["Lifetime", "Outage", "Plan", "Window", "plan_of", "script", "stuck"]
 SPOT_FIRST: Final = (Capacity.spot(), Capacity.spot(), Capacity.fargate())
 
 How = Literal["submit", "run", "map", "recover", "recover and submit", "attach"]
-Leaves = Literal["killed at a step", "killed at a launch", "killed", "leaves", "is cancelled", "sees it through"]
+Leaves = Literal[
+    "killed at a step",
+    "killed at any step",
+    "killed after a call",
+    "killed",
+    "leaves",
+    "is cancelled",
+    "sees it through",
+]
 
 
 @attrs.frozen(kw_only=True)
@@ -30,7 +38,9 @@ class Lifetime:
     how: How
     leaves: Leaves
     at: float
-    """The step, the launch or the second at which it ends."""
+    """The step, the call (of *called*) or the second at which it ends."""
+    called: str = ""
+    """After the how manieth call of what it is killed: ``ecs.RunTask``."""
     on_exit: Literal["stop", "detach"] = "detach"
     killed_leaving: float | None = None
     """Seconds after which it is killed while it is still leaving."""
@@ -75,17 +85,19 @@ class Plan:
     jobs: tuple[Job, ...]
     lives: tuple[Lifetime, ...]
     chaos: Chaos
-    ingestion: Ingestion
-    windows: tuple[Window, ...]
-    outages: tuple[Outage, ...]
-    capacity: tuple[Capacity, ...]
-    visible_after: tuple[float, float]
-    pace: Pace
-    cadence: Cadence
-    log_cadence: LogCadence
-    calm_after: float
+    ingestion: Ingestion = attrs.field(factory=Ingestion)
+    windows: tuple[Window, ...] = ()
+    outages: tuple[Outage, ...] = ()
+    capacity: tuple[Capacity, ...] = (Capacity.fargate(),)
+    visible_after: tuple[float, float] = (0.0, 1.5)
+    pace: Pace = attrs.field(factory=Pace)
+    cadence: Cadence = attrs.field(factory=Cadence)
+    log_cadence: LogCadence = attrs.field(factory=LogCadence)
+    calm_after: float = 0.0
     """Seconds of the last life after which all is well."""
-    slowest_write: float
+    slowest_write: float = 0.0
+    faults: tuple[Fault, ...] = ()
+    """Single ones, besides the chaos."""
 
 
 def _log_uniform(random: Random, least: float, most: float) -> float:
@@ -187,12 +199,12 @@ def _lifetime(random: Random, keys: list[str], number: int, *, has_twin: bool = 
     if number > 0:
         how = random.choices(("recover", "recover and submit", "attach", how), weights=(3, 1, 2, 5))[0]
     leaves: Leaves = random.choices(
-        ("killed at a step", "killed at a launch", "killed", "leaves", "is cancelled", "sees it through"),
+        ("killed at a step", "killed after a call", "killed", "leaves", "is cancelled", "sees it through"),
         weights=(5, 3, 5, 1.5, 1, 0.5),
     )[0]
     if leaves == "killed at a step":
         at = random.uniform(1, 14 * len(keys))
-    elif leaves == "killed at a launch":
+    elif leaves == "killed after a call":
         at = random.uniform(0, 1.5 * len(keys))
     else:
         at = _log_uniform(random, 0.3 if leaves == "killed" else 10, 400)
@@ -208,6 +220,7 @@ def _lifetime(random: Random, keys: list[str], number: int, *, has_twin: bool = 
         how=how,
         leaves=leaves,
         at=at,
+        called=random.choices(("ecs.RunTask", "ecs.StopTask", "ecs.DescribeTasks"), weights=(6, 1, 1))[0],
         on_exit=on_exit,
         killed_leaving=killed_leaving if leaves in {"leaves", "is cancelled"} else None,
         stops=stops,

@@ -1,4 +1,4 @@
-"""A runner that takes over what another one began on ECS: what chaos found, one by one."""
+"""What chaos found on ECS, one by one: most of it when a runner takes over what another one began."""
 
 from __future__ import annotations
 
@@ -65,6 +65,23 @@ class TestATaskThatIsTakenOver:
             await handle.stop()
 
         assert asked_at == pytest.approx(200, abs=10)
+
+
+class TestATaskThatIsNew:
+    async def test_times_out_when_it_is_due_although_ecs_shows_it_late(
+        self, make_backend: Make, aws: FakeAws, clock: VirtualClock
+    ) -> None:
+        """Chaos, seed 22."""
+        aws.world.visible_after = (200.0, 200.0)
+
+        async with Runner(make_backend(), utcnow=clock.utcnow) as runner:
+            result = await (await runner.submit(waits(timeout=timedelta(seconds=300)))).wait()
+
+        (truth,) = aws.world.truth()
+        assert result.outcome.kind is Kind.TIMED_OUT
+        assert truth.ended_at is not None
+        assert truth.started_at is not None
+        assert truth.ended_at - truth.started_at == pytest.approx(300, abs=2)
 
 
 class TestCredentialsThatExpire:
