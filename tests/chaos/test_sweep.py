@@ -79,7 +79,7 @@ def steps() -> Iterator[Any]:
 def calls() -> Iterator[Any]:
     for story in STORIES:
         for called, times in sorted(undisturbed(story)[1].items()):
-            # A reader asks again and again, and is asked for nothing that outlives it: its first and last calls will do.
+            # A reader asks again and again, and nothing of it outlives a life: its first and last calls will do.
             several = range(1, times + 1) if called != "logs.GetLogEvents" else [1, 2, times - 1, times]
             for number in several:
                 for how in KINDS:
