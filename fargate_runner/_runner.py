@@ -807,7 +807,8 @@ class Runner(AsyncContextManagerMixin):
                 question = partial(self.backend.prepare, job, identity)
                 fresh = await self._ask(live, identity.attempt, "prepare", question, stubborn=True)
                 launch = attrs.evolve(launch, secrets=fresh.secrets)
-            return await self._launch(live, job, identity.attempt, again=launch)
+            again = attrs.evolve(launch, send_until=begun + _REPLAY_WITHIN)
+            return await self._launch(live, job, identity.attempt, again=again)
         where = identity.namespace, identity.key
         refs: list[TaskRef] = await self._ask(live, identity.attempt, "find", self.backend.find, *where, stubborn=True)
         for ref in refs:
@@ -819,12 +820,11 @@ class Runner(AsyncContextManagerMixin):
 
     async def _intent(self, live: _Live, launch: Launch) -> Launch:
         """Write down what is about to be sent; return it as it can be read again, for the same bytes each time."""
-        if self.journal is None:
-            return launch
-        frozen = Launch.from_json(launch.to_json(), secrets=launch.secrets)
         at = self.backend.now()
-        await self._note(live, attempts=tuple(live.attempts), launch=frozen, launched_at=at, ref=None, stop=None)
-        return frozen
+        if self.journal is not None:
+            launch = Launch.from_json(launch.to_json(), secrets=launch.secrets)
+            await self._note(live, attempts=tuple(live.attempts), launch=launch, launched_at=at, ref=None, stop=None)
+        return attrs.evolve(launch, send_until=at + _REPLAY_WITHIN)
 
     async def _note(self, live: _Live, *, must: bool = True, **changes: Any) -> None:
         """
@@ -1017,9 +1017,12 @@ class Runner(AsyncContextManagerMixin):
             except (BackendError, OSError):
                 raise _LaunchUnanswered(str(exc)) from exc
             started = next((ref for ref in refs if ref.token == launch.token), None)
-            if started is None:
-                raise
-            return started
+            if started is not None:
+                return started
+            if launch.send_until is not None and self.backend.now() > launch.send_until:
+                # The platform may have forgotten what it started.
+                raise _LaunchUnanswered(str(exc)) from exc
+            raise
         return ref
 
     async def _ask(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 import random as the_random
 import warnings
 from collections import Counter
@@ -37,8 +38,8 @@ from fargate_runner.backends.ecs._api import Budget
 from fargate_runner.testing.aws import FakeAws, Fault, TaskTruth
 from fargate_runner.testing.aws._client import FakeSession
 from fargate_runner.testing.clock import VirtualClock
-from tests.chaos.lives import Book, Killed, LifesJournal, Mortal, Wire, undertaker
-from tests.chaos.plan import Lifetime, Plan, Window, plan_of, script, stuck
+from tests.chaos.lives import Book, FreezingLoop, Killed, LifesJournal, Mortal, Wire, undertaker
+from tests.chaos.plan import Freeze, Lifetime, Plan, Window, plan_of, script, stuck
 
 __all__ = ["History", "Placed", "Read", "Span", "Told", "live_through"]
 
@@ -136,6 +137,7 @@ class History:
     """How many launches were sent that a life before had sent already."""
     lives: int = 0
     kills: int = 0
+    freezes: int = 0
     steps: int = 0
     """Of all lives, as far as they count."""
     called: Counter[str] = attrs.field(factory=Counter)
@@ -151,6 +153,7 @@ class History:
         return Counter(
             lives=self.lives,
             kills=self.kills,
+            freezes=self.freezes,
             jobs=len(self.jobs),
             tasks=len(self.tasks),
             calls=self.calls.total(),
@@ -208,6 +211,7 @@ class Years:
         self.jobs = {str(job.key): job for job in plan.jobs}
         self.texts: dict[str, str] = {}
         self.all_is_well = False
+        self._alive = 0
         self.history = History(
             seed=plan.seed,
             jobs=self.jobs,
@@ -234,8 +238,13 @@ class Years:
         with warnings.catch_warnings():
             # A life may die between the making of a task and its first step.
             warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
-            anyio.run(self._run, backend_options={"loop_factory": self.clock.loop})
+            anyio.run(self._run, backend_options={"loop_factory": self._loop})
         return self._told_by_all()
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        if any(lifetime.freezes for lifetime in self.plan.lives):
+            return FreezingLoop(self.clock)
+        return self.clock.loop()
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -244,6 +253,7 @@ class Years:
         last = len(self.plan.lives) - 1
         self.aws.faults.add(*(attrs.evolve(fault) for fault in self.plan.faults))
         async with anyio.create_task_group() as background:
+            self._background = background
             for number, lifetime in enumerate(self.plan.lives):
                 for outage in self.plan.outages:
                     if outage.life == number:
@@ -255,17 +265,54 @@ class Years:
                     background.start_soon(self._calm)
                 await self._lives(number, lifetime, is_last=number == last)
                 await anyio.sleep(lifetime.gap)
+            if any(lifetime.freezes for lifetime in self.plan.lives):
+                while self._alive:
+                    await anyio.sleep(60)
+                await self._lives(last + 1, self.plan.lives[last], is_last=True)
             background.cancel_scope.cancel()
         await self._wind_down()
 
     async def _lives(self, number: int, lifetime: Lifetime, *, is_last: bool) -> None:
         async with anyio.create_task_group() as together:
-            together.start_soon(self._life, f"{number}", lifetime, is_last)
+            together.start_soon(self._until_it_stands_still, f"{number}", lifetime, is_last)
             if lifetime.twin is not None:
                 await anyio.sleep(lifetime.twin_after)
                 together.start_soon(self._life, f"{number}b", lifetime.twin, False)
 
-    async def _life(self, name: str, lifetime: Lifetime, is_last: bool) -> None:
+    async def _until_it_stands_still(self, name: str, lifetime: Lifetime, is_last: bool) -> None:
+        """Wait for the end of a life, or until it is frozen: then it goes on later, beside the others."""
+        if lifetime.freezes is None:
+            await self._life(name, lifetime, is_last)
+            return
+        stands_still = anyio.Event()
+        self._background.start_soon(self._life, name, lifetime, is_last, stands_still)
+        await stands_still.wait()
+
+    async def _life(
+        self, name: str, lifetime: Lifetime, is_last: bool, stands_still: anyio.Event | None = None
+    ) -> None:
+        self._alive += 1
+        try:
+            await self._live(name, lifetime, is_last, stands_still)
+        finally:
+            self._alive -= 1
+            if stands_still is not None:
+                stands_still.set()
+
+    async def _freeze(self, mortal: Mortal, life: _Life, freezes: Freeze, still: anyio.Event) -> None:
+        mortal.freezes_at = freezes.step
+        with anyio.move_on_after(freezes.after if math.isinf(freezes.step) else 3600.0):
+            await mortal.stood_still.wait()
+        if not mortal.dead and mortal.tasks:
+            mortal.freeze()
+            life.stands_still()
+            self.history.freezes += 1
+            still.set()
+            await anyio.sleep(freezes.lasts)
+            life.goes_on()
+            mortal.thaw()
+
+    async def _live(self, name: str, lifetime: Lifetime, is_last: bool, stands_still: anyio.Event | None) -> None:
         mortal = Mortal(
             name,
             Random(f"{self.plan.seed}/life/{name}"),
@@ -280,15 +327,21 @@ class Years:
         limit = lifetime.at if lifetime.leaves == "killed" else _LONGEST_LIFE
         if lifetime.killed_leaving is not None:
             limit = lifetime.at + lifetime.killed_leaving
+        freezing: asyncio.Task[None] | None = None
+        if lifetime.freezes is not None and stands_still is not None:
+            limit += lifetime.freezes.lasts
+            freezing = asyncio.ensure_future(self._freeze(mortal, life, lifetime.freezes, stands_still))
         await asyncio.wait({root, death}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         if not root.done():
-            if limit == _LONGEST_LIFE and not lifetime.leaves.startswith("killed"):
+            if limit >= _LONGEST_LIFE and not lifetime.leaves.startswith("killed"):
                 self.history.wrong.append(f"the life {name} did not end: {life.unfinished()}")
             mortal.die()
         if mortal.dead:
             self.history.kills += 1
         self.history.steps += mortal.steps
         self.history.called += mortal.calls
+        if freezing is not None:
+            freezing.cancel()
         life.ended()
         await mortal.bury()
         death.cancel()
@@ -370,6 +423,7 @@ class _Life:
         self._is_last = is_last
         self._history = years.history
         self._held: dict[str, tuple[float, bool]] = {}
+        self._paused: dict[str, tuple[float, bool]] = {}
         self._leaving = False
         self._scopes: dict[anyio.CancelScope, None] = {}
 
@@ -384,6 +438,16 @@ class _Life:
         """Note that it looks after nothing any more."""
         for key in tuple(self._held):
             self._let_go(key)
+
+    def stands_still(self) -> None:
+        """Note that for a while it looks after nothing."""
+        self._paused = dict(self._held)
+        self.ended()
+
+    def goes_on(self) -> None:
+        """Note that it looks after what it held before."""
+        for key, (_, owned) in self._paused.items():
+            self._hold(key, owned=owned)
 
     def _hold(self, key: str, *, owned: bool) -> None:
         if self._alive and key not in self._held:
@@ -624,7 +688,9 @@ class _Life:
                 async for line in found:
                     lines.append(line.text)  # noqa: PERF401 (what was read counts although it ends with an error)
         except FargateRunnerError as exc:
-            if not self._leaving and not self._silent_lately():
+            # Who stood still finds that a call of before has had no answer for long.
+            stood_still = isinstance(exc, BackendError) and self._mortal.stood_still.is_set()
+            if not self._leaving and not stood_still and not self._silent_lately():
                 self._wrong(f"lines of {handle.key}: {exc!r}")
             return
         if self._alive and not self._leaving and handle.result is not None:

@@ -23,8 +23,9 @@ import anyio
 from fargate_runner import Journal, JournalError, MemoryJournal
 from fargate_runner._journal import Page
 from fargate_runner.testing.aws import AwsError, ConnectionCut, FakeAws
+from fargate_runner.testing.clock import _VirtualLoop
 
-__all__ = ["Book", "Killed", "LifesJournal", "Mortal", "Wire", "undertaker"]
+__all__ = ["Book", "FreezingLoop", "Killed", "LifesJournal", "Mortal", "Wire", "undertaker"]
 
 _OF: contextvars.ContextVar[Mortal | None] = contextvars.ContextVar(
     "the life on whose behalf a task runs", default=None
@@ -61,6 +62,11 @@ class Mortal:
         self.dead = False
         self.tasks: dict[asyncio.Task[Any], None] = {}
         self.died = asyncio.Event()
+        self.frozen = False
+        self.freezes_at = float("inf")
+        """At which step it is frozen."""
+        self.stood_still = asyncio.Event()
+        self._put_off: list[Callable[[], object]] = []
 
     def start(self, live: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Begin: whatever *live* starts is of this life."""
@@ -73,6 +79,8 @@ class Mortal:
         if self.dead:
             raise Killed
         self.steps += 1
+        if self.steps == self.freezes_at:
+            self.freeze()
         if self.steps >= self.dies_at:
             self.die()
             raise Killed
@@ -89,8 +97,26 @@ class Mortal:
         self.dead = True
         self.died.set()
 
+    def freeze(self) -> None:
+        """Stand still, as by SIGSTOP or a closed lid, or as Lambda between two requests. What was sent arrives."""
+        self.frozen = True
+        self.stood_still.set()
+
+    def thaw(self) -> None:
+        """Go on, as if no time had passed; only the clocks know."""
+        self.frozen = False
+        put_off, self._put_off = self._put_off, []
+        for act in put_off:
+            asyncio.get_running_loop().call_soon(act)
+
+    def put_off(self, act: Callable[[], object]) -> None:
+        """Do something once it goes on."""
+        self._put_off.append(act)
+
     async def bury(self) -> None:
         """Take every task of it off the loop. No time passes."""
+        if self.frozen:
+            self.thaw()
         for _ in range(10_000):
             # What was just made has to begin before it is cancelled: asyncio complains about coroutines that never ran.
             await asyncio.sleep(0)
@@ -124,6 +150,30 @@ def undertaker(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> as
         life.tasks[task] = None
         task.add_done_callback(lambda task, tasks=life.tasks: tasks.pop(task, None))
     return task
+
+
+class FreezingLoop(_VirtualLoop):
+    """An event loop that leaves out what is due for a life that stands still."""
+
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
+        return super().call_soon(_unless_frozen(callback, args, context), context=context)
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+        return super().call_at(when, _unless_frozen(callback, args, context), context=context)
+
+
+def _unless_frozen(callback: Callable[..., object], args: tuple[Any, ...], context: Any) -> Callable[[], object]:
+    life = _OF.get() if context is None else context.get(_OF)
+    if life is None:
+        return lambda: callback(*args)
+
+    def act() -> None:
+        if life.frozen:
+            life.put_off(act)
+        else:
+            callback(*args)
+
+    return act
 
 
 _NOBODY: Final = contextvars.Context()

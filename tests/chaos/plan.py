@@ -15,7 +15,7 @@ from fargate_runner.backends.ecs._watch import Cadence
 from fargate_runner.testing.aws import Chaos, ContainerRun, ContainerScript, Fault, Ingestion, Pace, TaskRun, TaskScript
 from tests.contract.ecs_words import IMAGE
 
-__all__ = ["Lifetime", "Outage", "Plan", "Window", "plan_of", "script", "stuck"]
+__all__ = ["Freeze", "Lifetime", "Outage", "Plan", "Window", "plan_of", "script", "stuck"]
 
 SPOT_FIRST: Final = (Capacity.spot(), Capacity.spot(), Capacity.fargate())
 
@@ -29,6 +29,17 @@ Leaves = Literal[
     "is cancelled",
     "sees it through",
 ]
+
+
+@attrs.frozen
+class Freeze:
+    """That a life stands still for a while, and then goes on as if nothing had been."""
+
+    after: float
+    """Seconds, at most."""
+    step: float
+    """At this step, if that comes first."""
+    lasts: float
 
 
 @attrs.frozen(kw_only=True)
@@ -46,6 +57,8 @@ class Lifetime:
     """Seconds after which it is killed while it is still leaving."""
     stops: tuple[tuple[str, float], ...] = ()
     """Which jobs it stops, and after how many seconds."""
+    freezes: Freeze | None = None
+    """That it stands still for a while. The next one does not wait for it."""
     gap: float = 0.0
     """Seconds until the next one begins."""
     journal_troubles: float = 0.0
@@ -194,6 +207,11 @@ def _gap(random: Random) -> float:
     return random.uniform(least, most)
 
 
+def _freeze(random: Random, jobs: int) -> Freeze:
+    step = random.choice((math.inf, random.randint(1, 14 * jobs)))
+    return Freeze(after=_log_uniform(random, 0.05, 200), step=step, lasts=_log_uniform(random, 1, 6 * 3600))
+
+
 def _lifetime(random: Random, keys: list[str], number: int, *, has_twin: bool = True) -> Lifetime:
     how: How = random.choices(("submit", "run", "map"), weights=(5, 1, 1))[0]
     if number > 0:
@@ -224,6 +242,7 @@ def _lifetime(random: Random, keys: list[str], number: int, *, has_twin: bool = 
         on_exit=on_exit,
         killed_leaving=killed_leaving if leaves in {"leaves", "is cancelled"} else None,
         stops=stops,
+        freezes=_freeze(random, len(keys)) if random.random() < 0.2 else None,
         gap=_gap(random),
         journal_troubles=random.choice((0.0, 0.0, 0.02, 0.1)),
         twin=twin,

@@ -21,7 +21,7 @@ from fargate_runner.backends.ecs._watch import Cadence
 from fargate_runner.testing.aws import Chaos
 from tests.chaos.checker import violations
 from tests.chaos.harness import History, Years
-from tests.chaos.plan import Lifetime, Plan
+from tests.chaos.plan import Freeze, Lifetime, Plan
 from tests.contract.ecs_words import IMAGE
 from tests.ecs.test_faults import KINDS
 
@@ -99,6 +99,16 @@ def test_killed_at_any_step_it_ends_once(story: str, step: int, gap: float) -> N
     history = lived(story, Lifetime(how="submit", leaves="killed at any step", at=step, gap=gap))
 
     check(history, story, *([Kind.UNKNOWN] if gap > 3000 else []))
+
+
+@pytest.mark.parametrize("lasts", [100.0, 3 * 3600.0])
+@pytest.mark.parametrize(("story", "step"), list(steps()))
+def test_frozen_at_any_step_it_ends_once(story: str, step: int, lasts: float) -> None:
+    """A life stands still, another one sees the job through, and the first one goes on where it stood."""
+    freezes = Freeze(after=3600.0, step=step, lasts=lasts)
+    history = lived(story, Lifetime(how="submit", leaves="killed at any step", at=math.inf, freezes=freezes))
+
+    check(history, story, *([Kind.UNKNOWN] if lasts > 3000 else []))
 
 
 @pytest.mark.parametrize(("story", "called", "number", "how"), list(calls()))

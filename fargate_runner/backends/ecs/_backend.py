@@ -449,7 +449,8 @@ class EcsBackend(Backend):
         begun = anyio.current_time()
         self._turns.take(launch.token)
         try:
-            reply = await self._api.call("ecs.RunTask", _THROTTLES_PATIENCE, **launch.request["run_task"])
+            in_time = partial(self._is_in_time, launch)
+            reply = await self._api.call("ecs.RunTask", _THROTTLES_PATIENCE, in_time, **launch.request["run_task"])
         except ApiError as exc:
             return await self._not_run(launch, owner, exc)
         request_id = _wire.request_id(reply)
@@ -463,6 +464,9 @@ class EcsBackend(Backend):
         if task is None:
             raise _refused(launch, reply, request_id)
         return self._take(launch, task, owner, begun, request_id)
+
+    def _is_in_time(self, launch: Launch) -> bool:
+        return launch.send_until is None or self._utcnow() <= launch.send_until
 
     async def _keep_secrets(self, launch: Launch, owner: str) -> None:
         for name, secret in launch.secrets.items():
