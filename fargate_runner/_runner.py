@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -24,6 +24,7 @@ from anyio import AsyncContextManagerMixin, CancelScope, Event
 from anyio.abc import TaskGroup
 
 from fargate_runner._backend import Backend, Identity, Launch, TaskRef
+from fargate_runner._batch import Batch, Pump, Room
 from fargate_runner._errors import (
     BackendError,
     FargateRunnerError,
@@ -41,7 +42,6 @@ from fargate_runner._journal import Journal, Overtaken, Page, job_of, retry_to_p
 from fargate_runner._lifecycle import (
     Attempt,
     Cause,
-    JobFailed,
     JobResult,
     Kind,
     LogLine,
@@ -70,7 +70,7 @@ from fargate_runner.telemetry import (
     StopRequested,
 )
 
-__all__ = ["JobHandle", "Results", "Runner"]
+__all__ = ["JobHandle", "Runner"]
 
 _LAST_LINES: Final = 50
 _LAST_LINE_CHARACTERS: Final = 16_384
@@ -353,6 +353,7 @@ class Runner(AsyncContextManagerMixin):
         self._named: dict[str, _Live] = {}
         self._kept: deque[_Live] = deque()
         self._read_on: set[_Live] = set()
+        self._room = Room()
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
@@ -511,30 +512,59 @@ class Runner(AsyncContextManagerMixin):
         jobs: Iterable[Job] | AsyncIterable[Job],
         *,
         concurrency: int | None = None,
+        max_vcpu: float | None = None,
         as_completed: bool = False,
-        on_error: Literal["raise", "collect"] = "raise",
-    ) -> Results:
+        on_error: Literal["raise", "collect"] | None = None,
+        max_failures: int | None = None,
+    ) -> Batch:
         """
-        Run *jobs*, taken lazily, at most *concurrency* at a time, and return an async iterator of their results.
+        Run *jobs*, taken lazily, and return them as a `Batch`: an async iterator of their results.
 
-        Results come in the order of the jobs, or with *as_completed* in the order of their ends. *concurrency* is what
-        the backend's place can take if not given. With ``on_error="raise"`` the first job that does not succeed stops
-        the others and raises `JobFailed`; with ``"collect"`` its result is yielded like any other.
+        Results come in the order of the jobs, or with *as_completed* in the order of their ends. At most *concurrency*
+        jobs are under way at a time (what the backend's place can take if not given), and at most *max_vcpu* vCPUs.
+        A quota of the platform that is used up by our own jobs costs them time and nothing else: each waits until
+        another has ended.
 
-        Leaving the loop early stops what is still under way; ``async with runner.map(…) as results`` waits for it.
+        With ``on_error="raise"``, the default, the first job that does not succeed stops the others and raises
+        `JobFailed`. With ``"collect"`` its result is yielded like any other, that of a job which could not be submitted
+        too. *max_failures* collects as well, but when more jobs than that have not succeeded, no more are started and
+        those under way are stopped; what there is of results is yielded, and `Batch.stopped` says why.
+
+        With a journal and a key for each job, a batch goes on after a crash: submit the same jobs again. What has its
+        record is not run again, what still runs is met.
+
+        Leaving the loop early stops what is still under way; ``async with runner.map(…) as batch`` waits for it.
         """
         self._check_open()
         if concurrency is None:
             concurrency = self.backend.default_concurrency
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise ValueError(f"concurrency={concurrency!r}: use a whole number from 1")
-        if on_error not in ("raise", "collect"):
+        wrong = isinstance(max_vcpu, bool) or not isinstance(max_vcpu, (int, float, type(None)))
+        if wrong or (max_vcpu is not None and not max_vcpu > 0):
+            raise ValueError(f"max_vcpu={max_vcpu!r}: use a number above zero")
+        if max_failures is not None and (
+            isinstance(max_failures, bool) or not isinstance(max_failures, int) or max_failures < 0
+        ):
+            raise ValueError(f"max_failures={max_failures!r}: use a whole number from 0, or leave it out")
+        if on_error not in ("raise", "collect", None):
             raise ValueError(f"on_error={on_error!r}: use 'raise' or 'collect'")
+        if on_error == "raise" and max_failures is not None:
+            raise ValueError("on_error='raise' stops at the first failure: leave it out, or leave out max_failures")
         if isinstance(jobs, Job):
             raise TypeError("map takes several jobs; use run() for one")
-        batch = _Batch(self, jobs, concurrency=concurrency, ordered=not as_completed, raising=on_error == "raise")
-        self._task_group.start_soon(batch.pump)
-        return Results(batch)
+        raising = on_error == "raise" or (on_error is None and max_failures is None)
+        pump = Pump(
+            self,
+            jobs,
+            concurrency=concurrency,
+            max_vcpu=float("inf") if max_vcpu is None else max_vcpu,
+            ordered=not as_completed,
+            raising=raising,
+            max_failures=float("inf") if max_failures is None else max_failures,
+        )
+        self._task_group.start_soon(pump.run)
+        return Batch(pump)
 
     def detach(self) -> None:
         """
@@ -620,6 +650,7 @@ class Runner(AsyncContextManagerMixin):
                     del self._named[live.key]
                 self._lives.discard(live)
                 live.page = None
+                self._room.left(live)
                 live.finish()
             await self._retire(live)
 
@@ -662,7 +693,13 @@ class Runner(AsyncContextManagerMixin):
                     break
                 coming.append(launched)
             part = coming.popleft()
-            attempt = part if isinstance(part, Attempt) else await self._attend(live, job, part, resumed=resumed)
+            attempt: Attempt | None
+            if isinstance(part, TaskRef):
+                self._room.taken(live)
+                attempt = await self._attend(live, job, part, resumed=resumed)
+            else:
+                attempt = part
+            self._room.left(live)
             if attempt is None:
                 self._detached(live)
                 return
@@ -923,6 +960,7 @@ class Runner(AsyncContextManagerMixin):
             while True:
                 launch, again = again, None
                 if launch is None:
+                    deadline += await self._for_a_turn(live)
                     identity = Identity(
                         namespace=self.namespace, key=live.key, attempt=number, placement=live.placement
                     )
@@ -934,11 +972,16 @@ class Runner(AsyncContextManagerMixin):
                     # From here on it is sent, whatever happens: who reads the page may be sending it as well.
                     launch = await self._intent(live, prepared)
                 token = launch.token
+                ends = self._room.ends
+                self._room.taken(live)
                 try:
                     ref = await self._submit(live, launch, number)
                 except PlacementRefused as exc:
-                    await self._before_next_placement(live, number, exc, deadline)
+                    self._room.not_taken(live)
+                    waits_for_ours = exc.quota and self._room.refused(ends)
+                    deadline += await self._before_next_placement(live, number, exc, deadline, waits_for_ours)
                     continue
+                self._room.granted()
                 try:
                     await self._note(live, ref=ref, must=False)
                 except Overtaken as exc:
@@ -979,21 +1022,34 @@ class Runner(AsyncContextManagerMixin):
         return self._record(job, token, None, outcome, number, begun)
 
     async def _before_next_placement(
-        self, live: _Live, number: int, refused: PlacementRefused, deadline: float
-    ) -> None:
+        self, live: _Live, number: int, refused: PlacementRefused, deadline: float, waits_for_ours: bool
+    ) -> float:
         """
         Wait until a platform without room may have some. Such a wait is part of the job's ``start_timeout``.
+
+        Unless it *waits_for_ours*: a quota that jobs of our own use up. Then their ends give room, and the seconds that
+        this took are returned, for they do not count.
 
         :raises PlacementRefused: it has lasted long enough, or nobody waits for it any more
         """
         tries, live.placement = live.placement, live.placement + 1
         wait = _pause(tries)
-        if live.letting_go or anyio.current_time() + wait >= deadline:
+        if live.letting_go or (not waits_for_ours and anyio.current_time() + wait >= deadline):
             raise refused
         if self._tell:
             why = str(refused)
             self._tell(LaunchDelayed(key=live.key, job=live.name, attempt=number, placement=tries, wait=wait, why=why))
+        if waits_for_ours:
+            return await self._for_a_turn(live, first=True)
         await self._interruptible(live, anyio.sleep, wait)
+        return 0.0
+
+    async def _for_a_turn(self, live: _Live, *, first: bool = False) -> float:
+        """Wait until our own jobs leave room for another, where a quota is used up; return how long that took."""
+        since, ours = anyio.current_time(), self._room.is_ours
+        if self._room.is_short and live.stop is None and not live.letting_go:
+            await self._interruptible(live, partial(self._room.turn, first=first))
+        return anyio.current_time() - since if ours else 0.0
 
     async def _submit(self, live: _Live, launch: Launch, number: int) -> TaskRef:
         # Not to be cancelled: a launch whose effect is unknown is the classic orphan. Sent again, the same token meets
@@ -1460,178 +1516,3 @@ def _differences(one: Any, other: Any, *, grown: bool = False) -> tuple[str, ...
     ignored = {"size"} if grown else set()
     names = (set(one) | set(other)) - ignored
     return tuple(sorted(name for name in names if one.get(name) != other.get(name)))
-
-
-# ---- many jobs -----------------------------------------------------------------------------------------------------
-
-
-class _Batch:
-    """The jobs of one `Runner.map`: a pump that starts them, and the results that nobody has taken yet."""
-
-    def __init__(
-        self,
-        runner: Runner,
-        jobs: Iterable[Job] | AsyncIterable[Job],
-        *,
-        concurrency: int,
-        ordered: bool,
-        raising: bool,
-    ) -> None:
-        self._runner = runner
-        self._jobs = jobs
-        self._concurrency = concurrency
-        # A reader that is slower than the jobs must not make the batch grow without bound; an ordered batch needs room
-        # behind a slow first job.
-        self._most_untaken = max(1000, 10 * concurrency)
-        self._ordered = ordered
-        self._raising = raising
-        self._under_way: dict[int, _Live] = {}
-        self._ended: dict[int, _Live] = {}
-        self._taken = 0
-        self._exhausted = False
-        self._closed = False
-        self._failure: Exception | None = None
-        self._pumping = CancelScope()
-        self._changed = Event()
-
-    async def pump(self) -> None:
-        """Start jobs as long as there are any, and room."""
-        try:
-            with self._pumping:
-                await self._pump()
-        except Exception as exc:  # noqa: BLE001 (the caller's iterable, a job that cannot be: for the caller, at the next result)
-            self._fail(exc)
-        finally:
-            self._exhausted = True
-            self._touch()
-
-    async def _pump(self) -> None:
-        index = 0
-        source = aiter(self._jobs) if isinstance(self._jobs, AsyncIterable) else _steps(self._jobs)
-        try:
-            while await self._has_room():
-                try:
-                    job = await anext(source)
-                except StopAsyncIteration:
-                    return
-                if self._closed:
-                    return
-                self._start(index, job)
-                index += 1
-        finally:
-            if isinstance(source, AsyncGenerator):
-                await source.aclose()
-
-    def _start(self, index: int, job: Job) -> None:
-        live = self._runner._start(job)
-        self._under_way[index] = live
-        if live.finished:
-            self._end(index, live)
-        else:
-            live.on_end.append(lambda live: self._end(index, live))
-
-    def _end(self, index: int, live: _Live) -> None:
-        if self._under_way.pop(index, None) is None:
-            return  # the batch left it to others who gave the same key
-        self._ended[index] = live
-        if live.error is not None:
-            self._fail(live.error)
-        elif live.result is None:
-            self._fail(RunnerClosed("the runner was closed before the batch was done"))
-        elif self._raising and not live.result.succeeded:
-            self._fail(JobFailed(live.result))
-        self._touch()
-
-    async def _has_room(self) -> bool:
-        while not self._closed:
-            if len(self._under_way) < self._concurrency and len(self._ended) < self._most_untaken:
-                return True
-            await self._news()
-        return False
-
-    def _fail(self, exc: Exception) -> None:
-        if self._failure is None and not self._closed:
-            self._failure = exc
-        self.close("another job of the batch did not succeed")
-
-    def close(self, reason: str) -> None:
-        """Start no more jobs, and ask those under way to stop."""
-        if self._closed:
-            return
-        self._closed = True
-        for index, live in tuple(self._under_way.items()):
-            live.leave(reason)
-            if live.stop is None:
-                del self._under_way[index]
-        self._pumping.cancel()
-        self._touch()
-
-    def _touch(self) -> None:
-        """Wake whoever waits for news of the batch."""
-        self._changed.set()
-        self._changed = Event()
-
-    async def _news(self) -> None:
-        await self._changed.wait()
-
-    async def settled(self) -> None:
-        """Wait until none of the batch's jobs is live. Shielded; each is bounded by its own supervisor."""
-        with CancelScope(shield=True):
-            while self._under_way:
-                await self._news()
-
-    async def next(self) -> JobResult:
-        """Take the next result."""
-        while True:
-            if self._failure is not None:
-                await self.settled()
-                raise self._failure
-            if self._closed:
-                raise StopAsyncIteration
-            index = self._taken if self._ordered else next(iter(self._ended), -1)
-            if index in self._ended:
-                live = self._ended.pop(index)
-                self._taken += 1
-                self._touch()
-                assert live.result is not None
-                return live.result
-            if self._exhausted and not self._under_way:
-                raise StopAsyncIteration
-            await self._news()
-
-
-class Results(AsyncIterator[JobResult]):
-    """
-    The results of `Runner.map`, for ``async for``. One reader.
-
-    Dropping it stops the jobs that are still under way; ``async with`` also waits for their end.
-    """
-
-    def __init__(self, batch: _Batch) -> None:
-        self._batch = batch
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> JobResult:
-        return await self._batch.next()
-
-    async def aclose(self) -> None:
-        """Start no more jobs, stop those under way, and wait for their end."""
-        self._batch.close("the caller left the loop")
-        await self._batch.settled()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    def __del__(self) -> None:
-        if self._batch._under_way or not self._batch._exhausted:
-            self._batch.close("the caller left the loop")
-
-
-async def _steps(jobs: Iterable[Job]) -> AsyncGenerator[Job]:
-    for job in jobs:
-        yield job

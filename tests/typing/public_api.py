@@ -10,6 +10,7 @@ from tenacity import wait_fixed
 
 from fargate_runner import (
     Attempt,
+    Batch,
     HealthCheck,
     InvalidJob,
     Job,
@@ -22,7 +23,6 @@ from fargate_runner import (
     Outcome,
     ProcessBackend,
     Proof,
-    Results,
     Retry,
     Rule,
     Runner,
@@ -91,7 +91,7 @@ async def a_runner_runs_jobs(jobs: list[Job], more: AsyncIterator[Job]) -> None:
         async for line in handle.logs():
             assert_type(line.text, str)
         results = runner.map(jobs, concurrency=4, as_completed=True, on_error="collect")
-        assert_type(results, Results)
+        assert_type(results, Batch)
         async for result in results:
             assert_type(result, JobResult)
         async with runner.map(more) as ordered:

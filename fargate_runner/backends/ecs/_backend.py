@@ -840,9 +840,11 @@ def _fits(request: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
 
 def _refused(launch: Launch, reply: Mapping[str, Any], request_id: str) -> LaunchRejected:
     refusal = _wire.refusal(reply)
-    error = PlacementRefused if refusal.retryable else LaunchRejected
     said = f"ECS did not place {launch.job_name!r}: {refusal.reason}; {refusal.advice} (request {request_id})"
-    return error(said, operation="RunTask", code=refusal.kind, retryable=refusal.retryable)
+    if not refusal.retryable:
+        return LaunchRejected(said, operation="RunTask", code=refusal.kind)
+    quota = refusal.kind == "quota"
+    return PlacementRefused(said, operation="RunTask", code=refusal.kind, retryable=True, quota=quota)
 
 
 def _check_cluster_name(cluster: str) -> str:
