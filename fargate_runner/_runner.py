@@ -128,6 +128,7 @@ class _Live:
         "scope",
         "snapshot",
         "stop",
+        "token",
         "told",
     )
 
@@ -143,6 +144,7 @@ class _Live:
         self.page: Page | None = None
         self.lacks_secrets = False
         self.told: set[int] = set()
+        self.token = ""
         self.placement = 1
         self.refs: list[TaskRef] = []
         self.snapshot: Snapshot | None = None
@@ -954,45 +956,9 @@ class Runner(AsyncContextManagerMixin):
             problem = "the job brought a secret by value, and a journal keeps no such values"
             raise InvalidJob("secrets", "***", problem, "submit the same job again, with its secrets")
         begun = self._utcnow()
-        deadline = anyio.current_time() + job.start_timeout.total_seconds()
-        token = ""
+        live.token = ""
         try:
-            while True:
-                launch, again = again, None
-                if launch is None:
-                    deadline += await self._for_a_turn(live)
-                    identity = Identity(
-                        namespace=self.namespace, key=live.key, attempt=number, placement=live.placement
-                    )
-                    prepared = await self._ask(live, number, "prepare", self.backend.prepare, job, identity, cut=True)
-                    if prepared is not _INTERRUPTED:
-                        token = prepared.token
-                    if live.stop is not None:
-                        break
-                    # From here on it is sent, whatever happens: who reads the page may be sending it as well.
-                    launch = await self._intent(live, prepared)
-                token = launch.token
-                ends = self._room.ends
-                self._room.taken(live)
-                try:
-                    ref = await self._submit(live, launch, number)
-                except PlacementRefused as exc:
-                    self._room.not_taken(live)
-                    waits_for_ours = exc.quota and self._room.refused(ends)
-                    deadline += await self._before_next_placement(live, number, exc, deadline, waits_for_ours)
-                    continue
-                self._room.granted()
-                try:
-                    await self._note(live, ref=ref, must=False)
-                except Overtaken as exc:
-                    await self._disown(live, ref, exc.page)
-                    raise
-                self._accept(live)
-                if self._tell:
-                    address = ref.address
-                    self._tell(
-                        AttemptLaunched(key=live.key, job=live.name, attempt=number, address=address, token=ref.token)
-                    )
+            if (ref := await self._place(live, job, number, again)) is not None:
                 return ref
         except LaunchRejected as exc:
             outcome = Outcome(
@@ -1013,13 +979,58 @@ class Runner(AsyncContextManagerMixin):
         else:
             if live.attempts:
                 return None
+            assert live.stop is not None
             outcome = Outcome(
                 kind=Kind.CANCELLED,
                 detail=live.stop.reason,
                 proof=Proof(source="runner", seen_at=self._utcnow(), evidence="stopped before it was launched"),
             )
         self._accept(live)
-        return self._record(job, token, None, outcome, number, begun)
+        return self._record(job, live.token, None, outcome, number, begun)
+
+    async def _place(self, live: _Live, job: Job, number: int, again: Launch | None) -> TaskRef | None:
+        """
+        Launch an attempt, as often as it takes to find room. None: it was told to stop before it was sent.
+
+        :raises LaunchRejected: it was refused, or found no room within its ``start_timeout``
+        """
+        deadline = anyio.current_time() + job.start_timeout.total_seconds()
+        while True:
+            launch, again = again, None
+            if launch is None:
+                deadline += await self._for_a_turn(live)
+                identity = Identity(namespace=self.namespace, key=live.key, attempt=number, placement=live.placement)
+                prepared = await self._ask(live, number, "prepare", self.backend.prepare, job, identity, cut=True)
+                if prepared is not _INTERRUPTED:
+                    live.token = prepared.token
+                if live.stop is not None:
+                    return None
+                # From here on it is sent, whatever happens: who reads the page may be sending it as well.
+                launch = await self._intent(live, prepared)
+            live.token = launch.token
+            ends = self._room.ends
+            self._room.taken(live)
+            try:
+                ref = await self._submit(live, launch, number)
+            except PlacementRefused as exc:
+                self._room.not_taken(live)
+                waits_for_ours = exc.quota and self._room.refused(ends)
+                deadline += await self._before_next_placement(live, number, exc, deadline, waits_for_ours)
+                continue
+            self._room.granted()
+            await self._launched(live, ref)
+            return ref
+
+    async def _launched(self, live: _Live, ref: TaskRef) -> None:
+        try:
+            await self._note(live, ref=ref, must=False)
+        except Overtaken as exc:
+            await self._disown(live, ref, exc.page)
+            raise
+        self._accept(live)
+        if self._tell:
+            where, token = ref.address, ref.token
+            self._tell(AttemptLaunched(key=live.key, job=live.name, attempt=ref.attempt, address=where, token=token))
 
     async def _before_next_placement(
         self, live: _Live, number: int, refused: PlacementRefused, deadline: float, waits_for_ours: bool
