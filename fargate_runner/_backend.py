@@ -21,10 +21,30 @@ from anyio import AsyncContextManagerMixin, CancelScope, Event, create_task_grou
 from anyio.abc import TaskGroup, TaskStatus
 
 from fargate_runner._errors import RunnerClosed
-from fargate_runner._job import Job, Secret, SecretRef
+from fargate_runner._job import _TOGETHER, Job, Secret, SecretRef
 from fargate_runner._lifecycle import LogLine, Snapshot
 
-__all__ = ["Backend", "Identity", "Launch", "TaskRef", "launch_token"]
+__all__ = ["Backend", "Identity", "Launch", "TaskRef", "Together", "launch_token"]
+
+
+@attrs.frozen(kw_only=True)
+class Together:
+    """One of several identical jobs without a key of their own, which one call launches."""
+
+    group: str
+    """What they share in place of a key."""
+    index: int
+    """Counted from 0."""
+    size: int
+
+    @property
+    def key(self) -> str:
+        """The key of this one, made from what it is."""
+        return self.key_of(self.index)
+
+    def key_of(self, index: int) -> str:
+        """Return the key of another of them."""
+        return f"{self.group}.{index}of{self.size}"
 
 
 @attrs.frozen(kw_only=True)
@@ -39,11 +59,32 @@ class Identity:
     """Counted from 1: a new one each time the platform refused to place the same attempt."""
 
     @property
+    def together(self) -> Together | None:
+        """Which of several identical jobs this is, if one call launches them; None for all others."""
+        found = _TOGETHER.match(self.key)
+        if found is None:
+            return None
+        return Together(group=found["group"], index=int(found["index"]), size=int(found["size"]))
+
+    @property
+    def shared(self) -> Identity | None:
+        """Whose name the launch carries, if it is that of several jobs: only their first one can be."""
+        together = self.together
+        if together is None or self.attempt > 1 or self.placement > 1:
+            return None
+        return Identity(namespace=self.namespace, key=together.group, attempt=1)
+
+    @property
     def variables(self) -> dict[str, str]:
-        """What every job finds in its environment, so that it can fence its results and knows a repetition."""
+        """
+        What every job finds in its environment, so that it can fence its results and knows a repetition.
+
+        Identical jobs without a key of their own that were launched together share a key there, in every attempt.
+        """
+        together = self.together
         return {
             "FARGATE_RUNNER_NAMESPACE": self.namespace,
-            "FARGATE_RUNNER_KEY": self.key,
+            "FARGATE_RUNNER_KEY": self.key if together is None else together.group,
             "FARGATE_RUNNER_ATTEMPT": str(self.attempt),
         }
 
@@ -152,6 +193,12 @@ class Backend(AsyncContextManagerMixin, ABC):
 
     default_concurrency: int = 100
     """How many jobs `Runner.map` keeps under way where nobody says; bounded by what the place can take."""
+
+    launches_together: int = 1
+    """
+    How many identical jobs one call can launch. Above 1, the backend heeds `Identity.shared`: the launches of a group
+    carry the same token and request, and each `submit` returns the attempt of its own `Together.index`.
+    """
 
     _open: bool = False
 

@@ -4,9 +4,11 @@ Many jobs at once: what starts them, how much room there is for them, and their 
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
-from typing import TYPE_CHECKING, Final, Self
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final, Self, cast
 
 import anyio
 from anyio import CancelScope, Event
@@ -16,12 +18,16 @@ from fargate_runner._job import Job
 from fargate_runner._lifecycle import Attempt, JobFailed, JobResult, Kind, Outcome, Proof
 
 if TYPE_CHECKING:
+    from fargate_runner._backend import Launch
     from fargate_runner._runner import Runner, _Live
 
-__all__ = ["Batch", "Pump", "Room"]
+__all__ = ["Batch", "Launching", "Pump", "Room"]
 
 _PROBE_EVERY: Final = 30.0
 """Seconds after which somebody looks whether others have left room, although none of our own jobs has ended."""
+
+_PATIENCE_WITH_EACH_OTHER: Final = 60.0
+"""Seconds that jobs which could be launched by one call wait for each other to be ready."""
 
 
 class Room:
@@ -158,34 +164,57 @@ class Pump:
             self._touch()
 
     async def _pump(self) -> None:
-        source = aiter(self._jobs) if isinstance(self._jobs, AsyncIterable) else _steps(self._jobs)
-        try:
+        async with aclosing(_Source(self._jobs)) as source:
             while await self._has_room(0.0):
-                try:
-                    job = await anext(source)
-                except StopAsyncIteration:
+                job = await source.next()
+                if job is _END:
                     return
                 vcpu = job.size.vcpu if isinstance(job, Job) else 0.0
                 if not await self._has_room(vcpu):
                     return
-                self._start(job, vcpu)
-        finally:
-            if isinstance(source, AsyncGenerator):
-                await source.aclose()
+                self._start(job, vcpu, await self._alike(job, vcpu, source))
 
-    def _start(self, job: Job, vcpu: float) -> None:
+    async def _alike(self, job: Job, vcpu: float, source: _Source) -> int:
+        """Count the identical jobs that can go out with *job*, itself included. None is taken that has no room."""
+        count = 1
+        if not source.is_ready or not isinstance(job, Job) or job.key is not None:
+            return count
+        most = min(self._runner.backend.launches_together, self._concurrency - len(self._under_way))
+        while count < most and self._vcpu + vcpu * (count + 1) <= self._max_vcpu:
+            following = await source.next()
+            if following is _END:
+                break
+            if following != job:
+                source.put_back(following)
+                break
+            count += 1
+        return count
+
+    def _start(self, job: Job, vcpu: float, count: int) -> None:
+        if vcpu > self._max_vcpu:
+            problem = f"the batch was given max_vcpu={self._max_vcpu:g}"
+            error = InvalidJob("vcpu", job.size.vcpu, problem, "give the batch more, or the job less")
+            self._refused(job, error)
+            return
+        together = Launching(count) if count > 1 else None
+        for index in range(count):
+            try:
+                live = self._runner._start(job, together=together, index=index)
+            except FargateRunnerError as exc:
+                self._refused(job, exc)
+                continue
+            self._follow(live, vcpu)
+
+    def _refused(self, job: Job, error: FargateRunnerError) -> None:
+        if self._raising or not _is_the_jobs_own(error):
+            raise error
         index = self.started
         self.started += 1
-        try:
-            if vcpu > self._max_vcpu:
-                problem = f"the batch was given max_vcpu={self._max_vcpu:g}"
-                raise InvalidJob("vcpu", job.size.vcpu, problem, "give the batch more, or the job less")
-            live = self._runner._start(job)
-        except FargateRunnerError as exc:
-            if isinstance(exc, RunnerClosed) or self._raising:
-                raise
-            self._keep(index, _never_started(self._runner, job, job.key or "", exc))
-            return
+        self._keep(index, _never_started(self._runner, job, job.key or "", error))
+
+    def _follow(self, live: _Live, vcpu: float) -> None:
+        index = self.started
+        self.started += 1
         self._under_way[index] = live
         self._vcpu += vcpu
         if live.finished:
@@ -363,6 +392,92 @@ class Batch(AsyncIterator[JobResult]):
             self._pump.close("the caller left the loop")
 
 
+class _Source:
+    """The caller's jobs, one at a time; one that was taken too early is put back."""
+
+    def __init__(self, jobs: Iterable[Job] | AsyncIterable[Job]) -> None:
+        self.is_ready = not isinstance(jobs, AsyncIterable)
+        """Whether the next job can be had at once."""
+        self._steps = aiter(jobs) if isinstance(jobs, AsyncIterable) else _steps(jobs)
+        self._back = _END
+
+    async def next(self) -> Job:
+        """Return the next job; `_END`: there are no more."""
+        if self._back is not _END:
+            job, self._back = self._back, _END
+            return job
+        return await anext(self._steps, _END)
+
+    def put_back(self, job: Job) -> None:
+        """Let *job* be the next one."""
+        self._back = job
+
+    async def aclose(self) -> None:
+        """Take no more."""
+        if isinstance(self._steps, AsyncGenerator):
+            await self._steps.aclose()
+
+
+_END: Final = cast("Job", object())
+
+
 async def _steps(jobs: Iterable[Job]) -> AsyncGenerator[Job]:
     for job in jobs:
         yield job
+
+
+class Launching:
+    """
+    Several identical jobs that one call launches: each waits here until all are ready to be launched.
+
+    With a journal, every other's page is written before the first one's. So the page of the first tells, after a
+    crash, whether the call may have been made: if not, nobody sends it any more, and nobody is left without a page.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.group = f"~{secrets.token_hex(12)}"
+        self.size = size
+        self._ready = 0
+        self._is_on = False
+        self._changed = Event()
+        self.is_off = False
+        """It does not come about: each is launched by itself."""
+
+    async def ready(self, index: int, write: Callable[[], Awaitable[Launch]]) -> Launch | None:
+        """
+        Write down the launch of one of them when it is time, and return it when all may be sent. None: it is off.
+        """
+        try:
+            if index > 0:
+                launch = await write()
+                self._ready += 1
+                self._touch()
+                await self._until(lambda: self._is_on)
+            else:
+                with anyio.move_on_after(_PATIENCE_WITH_EACH_OTHER):
+                    await self._until(lambda: self._ready == self.size - 1)
+                if self._ready < self.size - 1:
+                    self.call_off()
+                if self.is_off:
+                    return None
+                launch = await write()
+                self._is_on = True
+                self._touch()
+        except BaseException:
+            self.call_off()
+            raise
+        return None if self.is_off else launch
+
+    def call_off(self) -> None:
+        """One of them is not launched, so that the others are launched each by itself; too late once all are ready."""
+        if not self._is_on:
+            self.is_off = True
+            self._touch()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition() and not self.is_off:
+            await self._changed.wait()
+
+    def _touch(self) -> None:
+        self._changed.set()
+        self._changed = Event()

@@ -421,6 +421,10 @@ def check_key(key: object) -> str:
     return key
 
 
+_TOGETHER: Final = re.compile(r"(?P<group>~[0-9a-f]{24})\.(?P<index>\d{1,2})of(?P<size>\d{1,2})\Z")
+"""Keys that a runner gives to identical jobs which one call launches."""
+
+
 # ---- containers ----------------------------------------------------------------------------------------------------
 
 
@@ -570,8 +574,9 @@ class Job:
             raise InvalidJob("sidecars", self.sidecars, problem, "give the job an image")
         _check_container(self, "")
         self._check_limits()
-        if self.key is not None:
-            check_key(self.key)
+        if self.key is not None and _TOGETHER.match(check_key(self.key)):
+            fix = "give the job a key of its own, or attach to the one that is there"
+            raise InvalidJob("key", self.key, "this key was made by a runner, for a job without one", fix)
         if self.sidecars or self.depends_on:
             _check_order(self)
 

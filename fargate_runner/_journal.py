@@ -27,7 +27,7 @@ from anyio import AsyncContextManagerMixin
 
 from fargate_runner._backend import Launch, TaskRef
 from fargate_runner._errors import FargateRunnerError, InvalidJob, JournalError, RunnerClosed
-from fargate_runner._job import Job, SecretRef
+from fargate_runner._job import _TOGETHER, Job, SecretRef
 from fargate_runner._lifecycle import Attempt, JobResult, Kind, LogLine, Outcome, Proof, StopAsked
 from fargate_runner._retry import Retry, Rule
 
@@ -273,7 +273,8 @@ def job_of(page: Page) -> tuple[Job, bool]:
         from fargate_runner.backends.ecs._config import EcsOptions
 
         kept["ecs"] = _rebuilt(EcsOptions, kept["ecs"])
-    return _rebuilt(Job, kept | {"key": page.key, "retry": _retry_from_plain(page.retry)}), lacks
+    key = None if _TOGETHER.match(page.key) else page.key
+    return _rebuilt(Job, kept | {"key": key, "retry": _retry_from_plain(page.retry)}), lacks
 
 
 def _without_values(described: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:

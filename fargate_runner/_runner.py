@@ -23,8 +23,8 @@ import attrs
 from anyio import AsyncContextManagerMixin, CancelScope, Event
 from anyio.abc import TaskGroup
 
-from fargate_runner._backend import Backend, Identity, Launch, TaskRef
-from fargate_runner._batch import Batch, Pump, Room
+from fargate_runner._backend import Backend, Identity, Launch, TaskRef, Together
+from fargate_runner._batch import Batch, Launching, Pump, Room
 from fargate_runner._errors import (
     BackendError,
     FargateRunnerError,
@@ -128,6 +128,7 @@ class _Live:
         "scope",
         "snapshot",
         "stop",
+        "together",
         "token",
         "told",
     )
@@ -145,6 +146,8 @@ class _Live:
         self.lacks_secrets = False
         self.told: set[int] = set()
         self.token = ""
+        self.together: Launching | None = None
+        """With whom it is launched, until it is."""
         self.placement = 1
         self.refs: list[TaskRef] = []
         self.snapshot: Snapshot | None = None
@@ -597,7 +600,7 @@ class Runner(AsyncContextManagerMixin):
         self._named[key] = live
         return live
 
-    def _start(self, job: Job, *, keep_logs: bool = False) -> _Live:
+    def _start(self, job: Job, *, keep_logs: bool = False, together: Launching | None = None, index: int = 0) -> _Live:
         """Begin to supervise *job*, or meet the one that its key already names."""
         if not isinstance(job, Job):
             raise TypeError(f"expected a Job, got {job!r}")
@@ -613,8 +616,12 @@ class Runner(AsyncContextManagerMixin):
                 return known
             if not known.finished:
                 raise KeyConflict(job.key, ("how it is held: it was attached by this runner",))
-        live = self._register(job, job.key or secrets.token_hex(12), owned=True)
+        key = job.key or secrets.token_hex(12)
+        if together is not None:
+            key = Together(group=together.group, index=index, size=together.size).key
+        live = self._register(job, key, owned=True)
         live.claims = 1
+        live.together = together
         live.retired = not keep_logs
         self._task_group.start_soon(self._supervise, live, [])
         return live
@@ -644,6 +651,8 @@ class Runner(AsyncContextManagerMixin):
                 live.error = exc
                 raise
             finally:
+                if live.together is not None:
+                    live.together.call_off()
                 if live.error is not None and live.accepted:
                     self._detached(live)
                 # A key that the caller did not choose is of no use to others once the job is over.
@@ -832,6 +841,9 @@ class Runner(AsyncContextManagerMixin):
         live.placement = identity.placement
         age = self.backend.now() - begun
         # A clock that went back makes it look younger than it is; a little of that is in the 55 minutes.
+        if identity.shared is not None and not await self._was_sent(identity):
+            live.placement += 1
+            return None
         if job is not None and not live.lacks_secrets and -timedelta(minutes=2) <= age <= _REPLAY_WITHIN:
             if job.secrets or any(side.secrets for side in job.sidecars):
                 # Their values were not written down. To prepare it once more starts nothing, and brings them.
@@ -847,6 +859,11 @@ class Runner(AsyncContextManagerMixin):
                 return ref
         said = f"it was about to be launched {_span(age)} ago, the runner died, and nothing tells what came of it"
         return self._record(job, launch.token, None, self._unknown(said), identity.attempt, begun)
+
+    async def _was_sent(self, identity: Identity) -> bool:
+        """Whether a launch of several jobs may have been sent: only once all had a page, the first one's last."""
+        together = cast("Together", identity.together)
+        return await self._read_page(together.key_of(0)) is not None
 
     async def _intent(self, live: _Live, launch: Launch) -> Launch:
         """Write down what is about to be sent; return it as it can be read again, for the same bytes each time."""
@@ -1004,9 +1021,14 @@ class Runner(AsyncContextManagerMixin):
                 if prepared is not _INTERRUPTED:
                     live.token = prepared.token
                 if live.stop is not None:
+                    if live.together is not None:
+                        live.together.call_off()
                     return None
                 # From here on it is sent, whatever happens: who reads the page may be sending it as well.
-                launch = await self._intent(live, prepared)
+                launch = await self._written(live, prepared)
+                if launch is None:
+                    live.placement += 1
+                    continue
             live.token = launch.token
             ends = self._room.ends
             self._room.taken(live)
@@ -1020,6 +1042,14 @@ class Runner(AsyncContextManagerMixin):
             self._room.granted()
             await self._launched(live, ref)
             return ref
+
+    async def _written(self, live: _Live, prepared: Launch) -> Launch | None:
+        """Write a launch down. None if it was to be launched with others, and they are not."""
+        together, live.together = live.together, None
+        if together is None:
+            return await self._intent(live, prepared)
+        index = cast("Together", prepared.identity.together).index
+        return await together.ready(index, partial(self._intent, live, prepared))
 
     async def _launched(self, live: _Live, ref: TaskRef) -> None:
         try:

@@ -292,6 +292,8 @@ class _Quota:
 # All operations of a bucket share it. Figures of Logs are calls a second, with nothing said of bursts.
 _QUOTAS: Final[Mapping[str, _Quota]] = {
     "ecs.run-task": _Quota(20, 20, ("ecs.RunTask",), "run_task"),
+    "fargate.launches": _Quota(100, 20, (), "run_task"),
+    "fargate.spot-launches": _Quota(100, 20, (), "run_task"),
     "ecs.modify": _Quota(100, 40, ("ecs.RunTask", "ecs.StopTask", "ecs.StartTask", "ecs.ExecuteCommand"), "modify"),
     "ecs.read": _Quota(100, 20, ("ecs.DescribeTasks", "ecs.ListTasks", "ecs.DescribeContainerInstances"), "read"),
     "ecs.definition-modify": _Quota(20, 1, ("ecs.RegisterTaskDefinition", "ecs.DeregisterTaskDefinition"), "register"),
@@ -316,6 +318,9 @@ _QUOTAS: Final[Mapping[str, _Quota]] = {
 }
 _OTHER: Final = _Quota(20, 10)
 """Of what is asked seldom, and has no published figure here: each operation by itself."""
+
+_LAUNCHES: Final = ("fargate.launches", "fargate.spot-launches")
+"""Of tasks, not of calls: the rates at which Fargate launches them."""
 
 _SLOW_REGIONS: Final = ("eu-central-1", "ap-northeast-3", "ap-southeast-3", "ca-west-1", "il-central-1")
 _BY_REGION: Final[Mapping[str, Mapping[str, float]]] = {
@@ -353,29 +358,29 @@ class _Bucket:
         """Tokens that were taken and not used yet. AWS has not counted them, so none is refilled in their place."""
         self._turn = anyio.Lock()  # fair: its waiters are served first come, first served
 
-    async def take(self) -> None:
-        """Wait for a token and take it."""
-        if not self._turn.locked() and self._missing() <= 0.0:
-            self._tokens -= 1.0
+    async def take(self, tokens: int = 1) -> None:
+        """Wait for tokens and take them."""
+        if not self._turn.locked() and self._missing(tokens) <= 0.0:
+            self._tokens -= tokens
             return
         async with self._turn:
-            while (missing := self._missing()) > 0.0:  # noqa: ASYNC110 (time is the event)
+            while (missing := self._missing(tokens)) > 0.0:  # noqa: ASYNC110 (time is the event)
                 await anyio.sleep(max(_TICK, missing / (self._rate * self.pace)))
-            self._tokens -= 1.0
+            self._tokens -= tokens
 
-    def hold(self) -> None:
-        """Let the token just taken count as unused, until it is let go."""
-        self._held += 1
+    def hold(self, tokens: int = 1) -> None:
+        """Let the tokens just taken count as unused, until they are let go."""
+        self._held += tokens
 
-    def let_go(self) -> None:
-        """Let a held token count as used."""
+    def let_go(self, tokens: int = 1) -> None:
+        """Let held tokens count as used."""
         self._missing()
-        self._held -= 1
+        self._held -= tokens
 
-    def give_back(self) -> None:
-        """Return a token that was held and not used."""
-        self.let_go()
-        self._tokens += 1.0
+    def give_back(self, tokens: int = 1) -> None:
+        """Return tokens that were held and not used."""
+        self.let_go(tokens)
+        self._tokens += tokens
 
     def throttled(self) -> None:
         """AWS says that it is too much: whatever the published figure is, others use it too."""
@@ -385,25 +390,30 @@ class _Bucket:
             self.pace = max(_SLOWEST, self.pace * _CUT)
             self._cut_at = self._at
 
-    def _missing(self) -> float:
+    def _missing(self, tokens: int = 1) -> float:
         now = anyio.current_time()
         passed, self._at = now - self._at, now
         self.pace = min(1.0, self.pace + passed * _GROWTH)
-        most = max(1.0, self._burst * self.pace) - self._held
+        most = max(float(tokens), self._burst * self.pace) - self._held
         self._tokens = min(most, self._tokens + passed * self._rate * self.pace)
         # Times are floats: a call each 1/20 s must find its token although 0.05 is not exact.
-        return 1.0 - 1e-9 - self._tokens
+        return tokens - 1e-9 - self._tokens
+
+
+def _make_bucket(name: str, budget: Budget, region: str) -> _Bucket:
+    quota = _QUOTAS[name]
+    asked = getattr(budget, quota.option) if quota.option else None
+    rate = asked or _BY_REGION.get(name, {}).get(region, quota.rate)
+    # Logs counts calls a second: what is saved up must not make it more in any one of them.
+    burst = 0.15 * rate if name.startswith("logs.") else quota.burst * rate / quota.rate
+    return _Bucket(name, burst * budget.share, rate * budget.share)
 
 
 def _make_buckets(budget: Budget, region: str) -> dict[str, tuple[_Bucket, ...]]:
     """Return the buckets of each operation, the narrowest first."""
     by_operation: dict[str, tuple[_Bucket, ...]] = {}
     for name, quota in _QUOTAS.items():
-        asked = getattr(budget, quota.option) if quota.option else None
-        rate = asked or _BY_REGION.get(name, {}).get(region, quota.rate)
-        # Logs counts calls a second: what is saved up must not make it more in any one of them.
-        burst = 0.15 * rate if name.startswith("logs.") else quota.burst * rate / quota.rate
-        bucket = _Bucket(name, burst * budget.share, rate * budget.share)
+        bucket = _make_bucket(name, budget, region)
         for operation in quota.operations:
             by_operation[operation] = (*by_operation.get(operation, ()), bucket)
     return by_operation
@@ -696,6 +706,7 @@ class Api:
         try:
             self.region = await self._find_region()
             self._buckets = _make_buckets(self._budget, self.region)
+            self._launches = tuple(_make_bucket(name, self._budget, self.region) for name in _LAUNCHES)
             yield
         finally:
             self._loop = None
@@ -745,10 +756,23 @@ class Api:
                 raise
             raise error from exc
 
-    async def reserve(self, operation: str) -> None:
-        """Wait for a turn, and keep it for the next call of *operation*, which then does not wait."""
+    async def reserve(self, operation: str, *, launches: int = 0, spot: bool = False) -> None:
+        """
+        Wait for a turn, and keep it for the next call of *operation*, which then does not wait.
+
+        *launches* is how many tasks that will launch on Fargate: AWS counts those as well, Spot's apart.
+        """
         self._check_open()
-        await self._hold(self._buckets_of(operation))
+        fargate = self._launches[spot]
+        if launches:
+            await fargate.take(launches)
+            fargate.hold(launches)
+        try:
+            await self._hold(self._buckets_of(operation))
+        except BaseException:
+            fargate.give_back(launches)
+            raise
+        fargate.let_go(launches)
         self._reserved[operation] += 1
 
     async def caller(self) -> Caller | None:
@@ -1038,6 +1062,9 @@ class _Call:
         if trouble is Trouble.THROTTLED:
             api.stats.throttles[self._operation] += 1
             buckets[0].throttled()
+            if self._operation == "ecs.RunTask":  # AWS does not say which of its buckets was empty
+                for fargate in api._launches:
+                    fargate.throttled()
         elif trouble is Trouble.EXPIRED:
             await api._renew(generation)
 

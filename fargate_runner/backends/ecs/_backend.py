@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Final, Self
 import anyio
 import attrs
 
-from fargate_runner._backend import Backend, Identity, Launch, TaskRef, launch_token, sheltered_tasks
+from fargate_runner._backend import Backend, Identity, Launch, TaskRef, Together, launch_token, sheltered_tasks
 from fargate_runner._errors import (
     BackendError,
     InvalidJob,
@@ -54,6 +54,8 @@ _THROTTLES_PATIENCE: Final = 60.0
 Seconds of nothing but throttles after which a launch is given back to the caller, who may not want it any more: it is
 not cancelled, so it must not wait for the end of throttles for ever.
 """
+_ALL_LISTED_WITHIN: Final = timedelta(minutes=55)
+"""How long after a launch none of its tasks can be forgotten: ECS keeps a stopped one for an hour."""
 _TURN_KEPT: Final = 10.0
 """Seconds after which a turn that was waited for counts as not wanted any more."""
 _CLEANING_UP: Final = 60.0
@@ -110,6 +112,8 @@ class EcsBackend(Backend):
     answer_patience = 900.0
     """Calls wait for their turn under AWS's quotas, and for the end of a throttling storm."""
     default_concurrency = 1000
+    launches_together = 10
+    """Tasks that one RunTask takes (Amazon ECS API Reference)."""
 
     def __init__(
         self,
@@ -192,6 +196,7 @@ class EcsBackend(Backend):
         self._parameters_of: dict[str, set[str]] = {}
         self._cluster_checked = self._group_checked = self._group_made = False
         self._checking = anyio.Lock()
+        self._groups: dict[str, _Group] = {}
         async with self._api.running():
             if not self.cluster:
                 await self._settle()
@@ -222,7 +227,8 @@ class EcsBackend(Backend):
         else:
             request, definition = await self._plan_derived(job, identity, options, parameters)
         token: str = request["clientToken"]
-        await self._turns.wait(token)
+        launches = request["count"] if _wire.is_on_fargate(request) else 0
+        await self._turns.wait(token, launches=launches, spot=_wire.is_spot(request))
         return Launch(
             token=token,
             identity=identity,
@@ -290,13 +296,16 @@ class EcsBackend(Backend):
         *,
         spill: _wire.Spill | None = None,
     ) -> dict[str, Any]:
+        together, shared = identity.together, identity.shared
+        name = identity if shared is None else shared
         return _wire.run_task(
             job,
-            identity,
+            name,
             cluster=self.cluster,
             task_definition=definition.arn,
             body=definition.body,
-            token=launch_token(_wire.cluster_name(self.cluster), identity),
+            token=launch_token(_wire.cluster_name(self.cluster), name),
+            count=1 if together is None or shared is None else together.size,
             capacity=_wire.rung(options.capacity or (Capacity.fargate(),), self._without_throttled(identity)),
             network=options.network,
             options=options,
@@ -427,7 +436,8 @@ class EcsBackend(Backend):
 
     async def submit(self, launch: Launch) -> TaskRef:
         self._check_open()
-        owner = _wire.started_by(launch.identity.namespace, launch.identity.key)
+        identity = launch.identity.shared or launch.identity
+        owner = _wire.started_by(identity.namespace, identity.key)
         # A cancelled call whose effect is unknown is the classic orphan. The API door bounds each request.
         with anyio.CancelScope(shield=True):
             return await self._run(launch, owner)
@@ -444,13 +454,15 @@ class EcsBackend(Backend):
 
     async def _run_task(self, launch: Launch, owner: str) -> TaskRef:
         begun = anyio.current_time()
-        self._turns.take(launch.token)
+        together = launch.identity.together if launch.identity.shared is not None else None
         try:
-            reply = await self._api.call("ecs.RunTask", _THROTTLES_PATIENCE, **launch.request["run_task"])
+            reply = await self._ask_to_run(launch)
         except ApiError as exc:
             return await self._not_run(launch, owner, exc)
         request_id = _wire.request_id(reply)
-        task = _wire.started(reply)
+        tasks = _wire.all_started(reply)
+        index = 0 if together is None else together.index
+        task = tasks[index] if index < len(tasks) else None
         if task is None and not _wire.has_failures(reply):
             # Another placement might be a second task. The same launch, sent again, is not.
             self._doubtful[owner] = launch.token, anyio.current_time()
@@ -460,6 +472,23 @@ class EcsBackend(Backend):
         if task is None:
             raise _refused(launch, reply, request_id)
         return self._take(launch, task, owner, begun, request_id)
+
+    async def _ask_to_run(self, launch: Launch) -> dict[str, Any]:
+        """Send a launch; of several that are one call, the first sends it and all get the reply."""
+        self._turns.take(launch.token)
+        send = partial(self._api.call, "ecs.RunTask", _THROTTLES_PATIENCE, **launch.request["run_task"])
+        if launch.identity.shared is None:
+            return await send()
+        group = self._groups.get(launch.token)
+        if group is None or group.is_failed:
+            group = self._groups[launch.token] = _Group(left=launch.request["run_task"]["count"])
+            await group.send(send)
+        try:
+            return await group.reply()
+        finally:
+            group.left -= 1
+            if group.left <= 0:
+                self._groups.pop(launch.token, None)
 
     async def _keep_secrets(self, launch: Launch, owner: str) -> None:
         for name, secret in launch.secrets.items():
@@ -559,12 +588,21 @@ class EcsBackend(Backend):
         """The token has started something else, or the same in other words: meet it, or say what differs."""
         for arn in exc.resource_ids:
             placed = self._placed.get(arn)
-            if placed is not None and placed.ref is not None and placed.ref.description is not None:
+            if (
+                placed is not None
+                and placed.ref is not None
+                and placed.ref.description is not None
+                and placed.ref.key == launch.identity.key
+            ):
                 there = placed.ref.description
                 if different := tuple(sorted(k for k, v in launch.description.items() if there.get(k) != v)):
                     raise KeyConflict(launch.identity.key, different) from exc
                 return placed.ref
-        for task in await self._described_at_last(exc.resource_ids):
+        tasks = sorted(await self._described_at_last(exc.resource_ids), key=_wire.task_arn)
+        if launch.identity.shared is not None and launch.identity.together is not None:
+            index = launch.identity.together.index
+            tasks = tasks[index : index + 1] if len(tasks) == len(exc.resource_ids) else []
+        for task in tasks:
             if _wire.owner(task) == owner:
                 if different := _wire.difference(launch.description, task, await self._definition_of(task)):
                     raise KeyConflict(launch.identity.key, different) from exc
@@ -692,7 +730,15 @@ class EcsBackend(Backend):
 
     async def find(self, namespace: str, key: str) -> list[TaskRef]:
         self._check_open()
-        owner = _wire.started_by(namespace, key)
+        found = await self._found(namespace, key)
+        together = Identity(namespace=namespace, key=key, attempt=1).together
+        if together is not None:
+            found += self._mine(await self._found(namespace, together.group), together)
+        return sorted(found, key=lambda ref: (ref.attempt, ref.created_at or datetime.min.replace(tzinfo=UTC)))
+
+    async def _found(self, namespace: str, name: str) -> list[TaskRef]:
+        """Return the tasks whose launch carries a name: a key, or what jobs that were launched together share."""
+        owner = _wire.started_by(namespace, name)
         found: list[TaskRef] = []
         for task in await self._finder.find(owner):
             arn = _wire.task_arn(task)
@@ -700,7 +746,7 @@ class EcsBackend(Backend):
             if (
                 arn in self._forgotten
                 or there is None
-                or (there.identity.namespace, there.identity.key) != (namespace, key)
+                or (there.identity.namespace, there.identity.key) != (namespace, name)
             ):
                 continue
             self._met(task)
@@ -710,7 +756,7 @@ class EcsBackend(Backend):
                 TaskRef(
                     backend=self.name,
                     address=arn,
-                    key=key,
+                    key=name,
                     attempt=there.identity.attempt,
                     token=launch_token(_wire.cluster_name(self.cluster), there.identity),
                     description=there.description,
@@ -724,9 +770,23 @@ class EcsBackend(Backend):
             if placed.owner == owner and placed.ref is not None and arn not in listed
         ]
         if self._is_in_doubt(owner, {ref.token for ref in found}):
-            said = f"ECS did not answer to the launch of {key!r}, and may not list yet what it started"
+            said = f"ECS did not answer to the launch of {name!r}, and may not list yet what it started"
             raise BackendError(said, operation="ListTasks", retryable=True)
-        return sorted(found, key=lambda ref: (ref.attempt, ref.created_at or datetime.min.replace(tzinfo=UTC)))
+        return found
+
+    def _mine(self, found: Collection[TaskRef], together: Together) -> list[TaskRef]:
+        """Return which of the tasks that one call launched is whose: the n-th in the order of their ARNs."""
+        for ref in found:
+            placed = self._placed.get(ref.address)
+            if placed is not None and placed.ref is not None and placed.ref.key == together.key:
+                return [placed.ref]
+        known = sorted(found, key=lambda ref: ref.address)
+        oldest = min((ref.created_at for ref in known if ref.created_at is not None), default=None)
+        # ECS forgets a task an hour after its end. Until the first can be gone, the n-th listed is the n-th launched.
+        whole = len(known) == together.size or (oldest is not None and self.now() - oldest < _ALL_LISTED_WITHIN)
+        if not whole or together.index >= len(known):
+            return []
+        return [attrs.evolve(known[together.index], key=together.key)]
 
     def _brought(self, owner: str, description: Mapping[str, Any] | None) -> None:
         """Remember where the secrets are kept that a job brought by value."""
@@ -887,6 +947,38 @@ def _several(reply: Mapping[str, Any], member: str, operation: str) -> list[Any]
     return parts
 
 
+class _Group:
+    """One call that launches several jobs: the first to come makes it, all get its reply or its error."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        """How many have not asked for it yet."""
+        self._done = anyio.Event()
+        self._reply: dict[str, Any] = {}
+        self._error: Exception | None = None
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether it was answered with an error: whoever tries again makes another call."""
+        return self._error is not None
+
+    async def send(self, call: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+        """Make the call."""
+        try:
+            self._reply = await call()
+        except Exception as exc:  # noqa: BLE001 (for all who wait for it)
+            self._error = exc
+        finally:
+            self._done.set()
+
+    async def reply(self) -> dict[str, Any]:
+        """Return what AWS answered, or raise what it refused with."""
+        await self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._reply
+
+
 class _Turns:
     """
     The turns of launches under AWS's quota, waited for before they are submitted.
@@ -899,17 +991,28 @@ class _Turns:
         self._api = api
         self._kept: dict[str, float] = {}
         """Since when launches have a turn that they have not used, by token, the oldest first."""
+        self._waited_for: dict[str, anyio.Lock] = {}
 
-    async def wait(self, token: str) -> None:
-        """Wait for the turn of a launch; it is kept for a while."""
+    async def wait(self, token: str, *, launches: int = 0, spot: bool = False) -> None:
+        """Wait for the turn of a launch; it is kept for a while. Jobs that are one launch wait for one turn."""
         if token in self._kept:
             return
+        lock = self._waited_for.setdefault(token, anyio.Lock())
+        try:
+            async with lock:
+                if token not in self._kept:
+                    await self._wait(launches, spot)
+                    self._kept[token] = anyio.current_time()
+        finally:
+            if not lock.locked():
+                self._waited_for.pop(token, None)
+
+    async def _wait(self, launches: int, spot: bool) -> None:
         while not self._inherit():
             with anyio.move_on_after(_TURN_KEPT) as scope:
-                await self._api.reserve("ecs.RunTask")
+                await self._api.reserve("ecs.RunTask", launches=launches, spot=spot)
             if not scope.cancelled_caught:
                 break
-        self._kept[token] = anyio.current_time()
 
     def take(self, token: str) -> None:
         """Use the turn of a launch, if it has one."""

@@ -762,6 +762,7 @@ def run_task(
     roles: Roles | None = None,
     tags: Mapping[str, str] | None = None,
     spill: Spill = _NO_SPILL,
+    count: int = 1,
 ) -> dict[str, Any]:
     """
     Return the RunTask request of a launch: the same for the same arguments, so that it can be sent again.
@@ -777,7 +778,7 @@ def run_task(
     request: dict[str, Any] = {
         "cluster": cluster,
         "taskDefinition": task_definition,
-        "count": 1,
+        "count": count,
         "clientToken": token,
         "startedBy": started_by(identity.namespace, identity.key),
         "overrides": _overrides(job, identity, body, options, roles, spill, fargate=capacity.is_fargate),
@@ -1200,6 +1201,24 @@ def own_container(task: Json) -> str:
 def started(reply: Json) -> Json | None:
     """Return the task that a RunTask has started, if it has."""
     return next(_maps(reply.get("tasks")), None)
+
+
+def all_started(reply: Json) -> list[Json]:
+    """Return every task that a RunTask has started, in an order that is the same each time AWS tells of them."""
+    return sorted(_maps(reply.get("tasks")), key=task_arn)
+
+
+def is_on_fargate(request: Json) -> bool:
+    """Whether Fargate counts a launch: its rate is of tasks, not of calls."""
+    providers = {part.get("capacityProvider") for part in _maps(request.get("capacityProviderStrategy"))}
+    return request.get("launchType") == "FARGATE" or bool(providers & {"FARGATE", "FARGATE_SPOT"})
+
+
+def is_spot(request: Json) -> bool:
+    """Whether Fargate Spot counts a launch."""
+    return any(
+        part.get("capacityProvider") == "FARGATE_SPOT" for part in _maps(request.get("capacityProviderStrategy"))
+    )
 
 
 def has_failures(reply: Json) -> bool:
