@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fargate_runner._backend import Backend, Identity, Launch, TaskRef
+    from fargate_runner._dynamodb import DynamoDBJournal
     from fargate_runner._errors import (
         BackendError,
         BackendUnavailable,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
         PlacementRefused,
         RunnerClosed,
     )
-    from fargate_runner._dynamodb import DynamoDBJournal
     from fargate_runner._job import HealthCheck, Job, Secret, SecretRef, Sidecar, Size
     from fargate_runner._journal import Journal, MemoryJournal, SqliteJournal
     from fargate_runner._lifecycle import (
