@@ -34,8 +34,8 @@ _INDEX_KEYS: Final = {"namespace": "HASH", "open_since": "RANGE"}
 _EXPIRES: Final = "expires_at"
 
 # Amazon DynamoDB Developer Guide, "Quotas" and "Local secondary indexes", autumn 2026.
-_LARGEST_ITEM: Final = 400 * 1024
-"""Bytes of an item and its entries in local indexes, names of attributes included."""
+_LARGEST_ITEM: Final = 405_000
+"""Bytes of an item and its entries in local indexes, names of attributes included. The limit is 400 KB, or 409,600."""
 _LARGEST_KEY: Final = 1024
 _KEYS_AT_ONCE: Final = 100
 
@@ -223,7 +223,7 @@ class DynamoDBJournal(Journal):
         most = len(page.attempts)
         packed = pack(bisect_left(range(most), True, key=lambda dropped: size(pack(dropped)) <= _LARGEST_ITEM))
         if size(packed) > _LARGEST_ITEM:
-            kilobytes = f"{size(packed) / 1024:.0f} KB, and an item of DynamoDB has room for {_LARGEST_ITEM // 1024}"
+            kilobytes = f"{size(packed) / 1000:.0f} KB, and an item of DynamoDB has room for 400"
             fix = "make the job's command and environment smaller, or keep them in S3 and have the job fetch them"
             raise JournalError(f"the page of the job {page.key!r} takes {kilobytes}; {fix}", journal=self.name)
         return packed
@@ -254,6 +254,7 @@ class DynamoDBJournal(Journal):
             raise JournalError(f"{said}; {fix}", journal=self.name) from exc
 
     def _primary_key(self, sort_key: str) -> dict[str, dict[str, Any]]:
+        self._check_open()
         if self._namespace is None:
             said = f"the journal {self.name} belongs to no namespace yet"
             raise JournalError(f"{said}; hand it to a Runner, or await journal.bind('default')", journal=self.name)

@@ -16,7 +16,7 @@ import types
 import typing
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -164,10 +164,9 @@ def _ref_to_plain(ref: TaskRef) -> dict[str, Any]:
 
 
 def _ref_from_plain(parts: Mapping[str, Any]) -> TaskRef:
-    kept = {name: value for name, value in parts.items() if name != "size"}
-    size = parts["size"]
-    description = None if size is None else {"size": size}
-    return TaskRef(**kept | {"created_at": _parsed(parts["created_at"])}, description=description)
+    known: dict[str, Any] = {**parts, "created_at": _parsed(parts["created_at"])}
+    size = known.pop("size")
+    return TaskRef(**known, description=None if size is None else {"size": size})
 
 
 def _attempt_to_plain(attempt: Attempt) -> dict[str, Any]:
@@ -243,12 +242,17 @@ def retry_to_plain(policy: object) -> dict[str, Any] | None:
             {
                 "then": rule.then,
                 "kinds": None if rule.kinds is None else sorted(kind.value for kind in rule.kinds),
-                "exit_codes": None if rule.exit_codes is None else sorted(rule.exit_codes),
+                "exit_codes": None if rule.exit_codes is None else _listed(rule.exit_codes),
                 "times": rule.times,
             }
             for rule in policy.rules
         ],
     }
+
+
+def _listed(exit_codes: Collection[int]) -> list[int]:
+    # range(1, 2**31) is a way to say "any"; no process ends with more than a byte.
+    return [code for code in range(256) if code in exit_codes] if isinstance(exit_codes, range) else sorted(exit_codes)
 
 
 def _retry_from_plain(parts: Mapping[str, Any] | None) -> Retry | None:
