@@ -536,6 +536,7 @@ class SqliteJournal(Journal):
 
     async def bind(self, namespace: str) -> None:
         def step(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM journal WHERE false")  # a file that can only be read shows itself here
             row = connection.execute("SELECT namespace FROM journal").fetchone()
             owner = bound(self.name, row[0] if row else None, namespace, "give this namespace a file of its own")
             if row is None:
@@ -679,7 +680,8 @@ class SqliteJournal(Journal):
     def _check_left_behind(self) -> None:
         """Refuse to begin anew where the file is gone and its write-ahead log is not: SQLite would delete that."""
         log = self.path.with_name(f"{self.path.name}-wal")
-        if log.exists() and log.stat().st_size > 0 and not (self.path.exists() and self.path.stat().st_size > 0):
+        # SQLite takes a file of one byte for an empty one.
+        if log.exists() and log.stat().st_size > 0 and not (self.path.exists() and self.path.stat().st_size > 1):
             said = f"the journal {self.name} is missing or empty, and its write-ahead log {log.name} is not"
             fix = f"restore the file from a copy, or move {log.name} away to start another"
             raise JournalError(f"{said}; {fix}", journal=self.name)
