@@ -95,6 +95,7 @@ _BY_CODE: Final[Mapping[str, Trouble]] = {
             *("ServerException", "InternalFailure", "InternalError", "InternalServerError", "InternalServerException"),
             *("InternalServiceError", "InternalServiceException", "ServiceUnavailable", "ServiceUnavailableException"),
             *("Unavailable", "RequestTimeout", "RequestTimeoutException", "RequestTimeTooSkewed"),
+            "ReplicatedWriteConflictException",  # DynamoDB: a global table, written in two regions at once
             "OperationAbortedException",  # CloudWatch Logs: "Multiple requests to update the same resource"
         ),
         Trouble.TRANSIENT,
@@ -111,6 +112,8 @@ _BY_CODE: Final[Mapping[str, Trouble]] = {
     ),
     "NotImplemented": Trouble.INVALID,  # 501, and still so at the next try
     "ConflictException": Trouble.CONFLICT,
+    "ConditionalCheckFailedException": Trouble.CONFLICT,
+    "ResourceInUseException": Trouble.CONFLICT,
     "BucketAlreadyOwnedByYou": Trouble.CONFLICT,
 }
 
@@ -184,7 +187,8 @@ class ApiError(BackendError):
 
     ``trouble`` is its kind; ``code``, ``aws_message``, ``request_id`` and ``status`` are AWS's own words, as far as
     there are any. ``action`` and ``resource`` are the missing permission if it was denied. ``resource_ids`` are those
-    of a conflict. ``in_doubt``: it, or an earlier try of the same call, may have had its effect all the same.
+    of a conflict, ``item`` is what was there instead, of a condition of DynamoDB's. ``in_doubt``: it, or an earlier try
+    of the same call, may have had its effect all the same.
     """
 
     def __init__(
@@ -198,6 +202,7 @@ class ApiError(BackendError):
         resource_ids: tuple[str, ...] = (),
         *,
         in_doubt: bool = False,
+        item: Mapping[str, Any] | None = None,
     ) -> None:
         self.trouble = trouble_of(code, message, status) if trouble is None else trouble
         denied = _DENIED.search(message) if self.trouble is Trouble.DENIED else None
@@ -214,10 +219,11 @@ class ApiError(BackendError):
         self.status = status
         self.resource_ids = resource_ids
         self.in_doubt = in_doubt
+        self.item = item
 
     def __reduce__(self) -> Any:
         words = (self.operation, self.code, self.aws_message, self.request_id, self.status, self.trouble)
-        return type(self), (*words, self.resource_ids), {"in_doubt": self.in_doubt}
+        return type(self), (*words, self.resource_ids), {"in_doubt": self.in_doubt, "item": self.item}
 
 
 def _advice(trouble: Trouble, code: str, message: str, action: str, resource: str) -> str:
@@ -315,6 +321,9 @@ _QUOTAS: Final[Mapping[str, _Quota]] = {
     "logs.retention": _Quota(5, 5, ("logs.PutRetentionPolicy",)),
     "logs.tail": _Quota(5, 5, ("logs.StartLiveTail",)),
     "s3": _Quota(200, 200, ("s3.PutObject", "s3.GetObject")),
+    # What one partition of a table takes: the pages of a namespace are in one.
+    "dynamodb.write": _Quota(1000, 1000, ("dynamodb.PutItem", "dynamodb.DeleteItem")),
+    "dynamodb.read": _Quota(1000, 1000, ("dynamodb.GetItem", "dynamodb.BatchGetItem", "dynamodb.Query")),
 }
 _OTHER: Final = _Quota(20, 10)
 """Of what is asked seldom, and has no published figure here: each operation by itself."""
@@ -454,7 +463,7 @@ PLAIN_REPLIES: Final = frozenset(
         *("GetLogEventsResponse", "FilterLogEventsResponse"),
     }
 )
-_PRELOADED: Final = ("ecs", "logs", "sts", "ssm", "s3", "ec2")
+_PRELOADED: Final = ("ecs", "logs", "sts", "ssm", "s3", "ec2", "dynamodb")
 
 
 @attrs.frozen(kw_only=True)
@@ -1197,4 +1206,5 @@ def _from_response(response: Mapping[str, Any], operation: str) -> ApiError:
         trouble=trouble,
         resource_ids=tuple(map(str, response.get("resourceIds") or ())),
         in_doubt=trouble in {Trouble.TRANSIENT, Trouble.UNKNOWN},
+        item=response.get("Item"),
     )
