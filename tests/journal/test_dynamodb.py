@@ -280,6 +280,31 @@ class TestTrouble:
                 pass
 
 
+class TestSeveralMachines:
+    async def test_of_five_writers_one_wins_though_answers_are_lost(
+        self, make_journal: Callable[..., DynamoDBJournal], session: Session
+    ) -> None:
+        session.add("put_item", cut(), when="after", times=3)
+        session.add("put_item", throttled(), times=3)
+        won: list[Page] = []
+        lost: list[Page | None] = []
+
+        async def work(number: int) -> None:
+            async with make_journal() as journal:
+                await journal.bind("default")
+                try:
+                    won.append(await journal.write(page(name=f"machine {number}")))
+                except Overtaken as exc:
+                    lost.append(exc.page)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(5):
+                tasks.start_soon(work, number)
+
+        assert len(won) == 1
+        assert lost == won * 4
+
+
 # ---- items ---------------------------------------------------------------------------------------------------------
 
 
@@ -354,6 +379,21 @@ class TestAnItem:
             await journal.read("job")
         with pytest.raises(JournalError, match="cannot be read"):
             await open_keys(journal)
+
+    async def test_of_a_job_that_ends_while_it_is_looked_for_is_not_shown_as_open(
+        self, journal: DynamoDBJournal, session: Session
+    ) -> None:
+        open_page = await journal.write(page("open"))
+        over, gone = await journal.write(page("over")), await journal.write(page("gone"))
+
+        async def end() -> None:
+            for each in (over, gone):
+                await journal.write(ended(each))
+            await journal.forget("gone")
+
+        session.add("batch_get_item", between=end)
+
+        assert [each async for each in journal.open_pages()] == [open_page]
 
     async def test_belongs_to_its_namespace(
         self, make_journal: Callable[..., DynamoDBJournal], journal: DynamoDBJournal
@@ -499,18 +539,25 @@ class TestBind:
             ):
                 await journal.bind("default")
 
-    async def test_refuses_a_table_without_the_index(self, session: Session) -> None:
-        names = ("namespace", "key")
+    async def test_refuses_a_table_whose_index_is_another(self, session: Session) -> None:
+        def schema(sort_key: str) -> list[dict[str, str]]:
+            return [
+                {"AttributeName": "namespace", "KeyType": "HASH"},
+                {"AttributeName": sort_key, "KeyType": "RANGE"},
+            ]
+
+        index = {"IndexName": "waiting", "KeySchema": schema("open_since"), "Projection": {"ProjectionType": "ALL"}}
         plain_table(
             session,
-            AttributeDefinitions=[{"AttributeName": name, "AttributeType": "S"} for name in names],
-            KeySchema=[
-                {"AttributeName": name, "KeyType": kind} for name, kind in zip(names, ("HASH", "RANGE"), strict=True)
+            AttributeDefinitions=[
+                {"AttributeName": name, "AttributeType": "S"} for name in ("namespace", "key", "open_since")
             ],
+            KeySchema=schema("key"),
+            LocalSecondaryIndexes=[index],
         )
 
         async with DynamoDBJournal("jobs", session=session) as journal:
-            with pytest.raises(JournalError, match=r"no journal: .* its local indexes \[\], not"):
+            with pytest.raises(JournalError, match=r"no journal: .* its local indexes \['waiting'\], not"):
                 await journal.bind("default")
 
     @pytest.mark.parametrize(("status", "retryable"), [("CREATING", True), ("DELETING", False)])
@@ -606,6 +653,19 @@ class TestCreateTable:
 
         assert session.count("create_table") == 3
         assert session.dynamodb.list_tables()["TableNames"] == ["jobs"]
+
+    async def test_does_not_mind_that_another_was_quicker(self, session: Session) -> None:
+        wanted = {"Enabled": True, "AttributeName": "expires_at"}
+
+        async def enable() -> None:
+            session.dynamodb.update_time_to_live(TableName="jobs", TimeToLiveSpecification=wanted)
+
+        refusal = refused("ValidationException", "TimeToLive is already enabled")
+        session.add("update_time_to_live", refusal, between=enable)
+
+        await DynamoDBJournal("jobs", session=session).create_table()
+
+        assert session.count("update_time_to_live") == 1
 
     async def test_says_which_permission_is_missing(self, session: Session) -> None:
         said = "User: arn:aws:iam::1:user/a is not authorized to perform: dynamodb:CreateTable on resource: x"

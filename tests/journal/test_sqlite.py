@@ -433,27 +433,25 @@ class TestCancelled:
                 assert await open_keys(journal) == ["first"]
 
     async def test_who_still_asks_while_it_closes_is_told(self, path: Path) -> None:
-        errors: list[Exception] = []
+        journal = SqliteJournal(path)
+        errors: list[RunnerClosed] = []
 
-        async def write(journal: SqliteJournal, key: str) -> None:
+        async def write() -> None:
             try:
-                await journal.write(page(key))
+                await journal.write(page())
             except RunnerClosed as exc:
                 errors.append(exc)
 
         async with anyio.create_task_group() as tasks:
-            async with SqliteJournal(path) as journal:
+            async with journal:
                 await journal.bind("default")
-                journal._busy.acquire()
-                tasks.start_soon(write, journal, "first")
+                await journal._lock.acquire()  # somebody else's turn
+                tasks.start_soon(write)
                 await anyio.wait_all_tasks_blocked()
-                tasks.start_soon(write, journal, "second")
-                await anyio.wait_all_tasks_blocked()
-                threading.Timer(0, journal._busy.release).start()
+            journal._lock.release()
 
-        async with SqliteJournal(path) as journal:
-            assert len(errors) + len(await open_keys(journal)) == 2
-        assert all("closed while this was under way" in str(error) for error in errors)
+        assert [str(error) for error in errors] == [f"the journal {path} was closed while this was under way"]
+        assert journal._connection is None
 
 
 # ---- other processes -----------------------------------------------------------------------------------------------
