@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Self
@@ -275,6 +275,17 @@ class Backend(AsyncContextManagerMixin, ABC):
 
         :raises BackendError: the platform could not be asked; nothing is known about the job
         """
+
+    def watch(self, ref: TaskRef, after: Snapshot, tell: Callable[[], None]) -> bool:
+        """
+        Have *tell* called, once, as soon as `observe` would return or raise: thousands wait so without a task each.
+
+        False, and *tell* is not called: there is news already, or this backend waits in `observe` only (the default).
+        """
+        return False
+
+    def unwatch(self, ref: TaskRef, tell: Callable[[], None]) -> None:
+        """Call off what `watch` was asked for. No error if *tell* was called already."""
 
     @abstractmethod
     async def stop(self, ref: TaskRef, *, reason: str) -> None:

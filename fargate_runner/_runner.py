@@ -8,6 +8,7 @@ go are facts it is told (`_Live.ask_stop`, `_Live.let_go`), never exceptions thr
 
 from __future__ import annotations
 
+import heapq
 import re
 import secrets
 from collections import deque
@@ -72,6 +73,8 @@ from fargate_runner.telemetry import (
 
 __all__ = ["JobHandle", "Runner"]
 
+_NEVER: Final = float("inf")
+_LONG_AGO: Final = float("-inf")
 _LAST_LINES: Final = 50
 _LAST_LINE_CHARACTERS: Final = 16_384
 _LAST_LINES_PATIENCE: Final = 30.0
@@ -120,6 +123,7 @@ class _Live:
         "on_end",
         "owned",
         "page",
+        "parked",
         "placement",
         "readers",
         "refs",
@@ -131,6 +135,7 @@ class _Live:
         "together",
         "token",
         "told",
+        "watch",
     )
 
     def __init__(self, job: Job | None, key: str, *, owned: bool, accepted_at: datetime) -> None:
@@ -144,7 +149,12 @@ class _Live:
         self.attempts: list[Attempt] = []
         self.page: Page | None = None
         self.lacks_secrets = False
-        self.told: set[int] = set()
+        self.told = 0
+        """The number of the last attempt whose end was told."""
+        self.watch: _Watch | None = None
+        """The attempt that is attended, while nothing is done but wait for it."""
+        self.parked = False
+        """It waits without a task: its supervisor goes on when the watch is woken."""
         self.token = ""
         self.together: Launching | None = None
         """With whom it is launched, until it is."""
@@ -183,6 +193,8 @@ class _Live:
     def _interrupt(self) -> None:
         if self.scope is not None:
             self.scope.cancel()
+        elif self.parked and self.watch is not None:
+            self.watch.wake()
 
     def touch(self) -> None:
         """Wake whoever waits for news of this job."""
@@ -359,6 +371,7 @@ class Runner(AsyncContextManagerMixin):
         self._kept: deque[_Live] = deque()
         self._read_on: set[_Live] = set()
         self._room = Room()
+        self._alarms = _Alarms()
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
@@ -373,6 +386,7 @@ class Runner(AsyncContextManagerMixin):
             if not self.backend.is_open:
                 await stack.enter_async_context(self.backend)
             async with anyio.create_task_group() as self._tasks:
+                self._tasks.start_soon(self._alarms.run)
                 try:
                     yield self
                 # Re-raised below, where no task group can wrap it in an ExceptionGroup.
@@ -381,8 +395,11 @@ class Runner(AsyncContextManagerMixin):
                 finally:
                     self._closing = True
                     # Shielded, and bounded by each supervisor's own patience: leaving always settles every job.
-                    with CancelScope(shield=True):
-                        await self._settle()
+                    try:
+                        with CancelScope(shield=True):
+                            await self._settle()
+                    finally:  # asyncio's own cancellation heeds no shield
+                        self._stop_alarms()
                     self._tasks.cancel_scope.cancel()
         if failure is not None:
             raise failure
@@ -563,10 +580,10 @@ class Runner(AsyncContextManagerMixin):
             self,
             jobs,
             concurrency=concurrency,
-            max_vcpu=float("inf") if max_vcpu is None else max_vcpu,
+            max_vcpu=_NEVER if max_vcpu is None else max_vcpu,
             ordered=not as_completed,
             raising=raising,
-            max_failures=float("inf") if max_failures is None else max_failures,
+            max_failures=_NEVER if max_failures is None else max_failures,
         )
         self._task_group.start_soon(pump.run)
         return Batch(pump)
@@ -639,11 +656,14 @@ class Runner(AsyncContextManagerMixin):
             await live.news()
 
     async def _supervise(self, live: _Live, found: list[TaskRef]) -> None:
-        """See one job to its end. Never cancelled from outside, never raises for what a platform does."""
+        """
+        See one job to its end. Never cancelled from outside, never raises for what a platform does.
+
+        While nothing is to be done but wait, there is no task: `_wake` begins another one.
+        """
         with CancelScope(shield=True):
             try:
-                while not await self._follow(live, found):
-                    pass
+                await self._follow(live, found)
             except (FargateRunnerError, OSError) as exc:
                 live.error = exc
             except Exception as exc:
@@ -651,65 +671,82 @@ class Runner(AsyncContextManagerMixin):
                 live.error = exc
                 raise
             finally:
-                if live.together is not None:
-                    live.together.call_off()
-                if live.error is not None and live.accepted:
-                    self._detached(live)
-                # A key that the caller did not choose is of no use to others once the job is over.
-                unnamed = live.job is not None and live.job.key is None
-                if (unnamed or live.error is not None) and self._named.get(live.key) is live:
-                    del self._named[live.key]
-                self._lives.discard(live)
-                live.page = None
-                self._room.left(live)
-                live.finish()
-            await self._retire(live)
+                if not live.parked:
+                    self._finish(live)
+            if not live.parked:
+                await self._retire(live)
 
-    async def _follow(self, live: _Live, found: list[TaskRef]) -> bool:
-        """See a job through from where its page says that it stands. False: another runner has turned the page."""
-        try:
-            await self._see_through(live, found)
-        except Overtaken as exc:
-            if exc.page is None:
-                said = f"the page of {live.key!r} is gone from the journal: somebody forgot it meanwhile"
-                raise JournalError(said, journal=self.journal.name if self.journal else None) from exc
-            live.page, live.snapshot = exc.page, None
-            return False
-        return True
+    def _finish(self, live: _Live) -> None:
+        if live.together is not None:
+            live.together.call_off()
+        if live.error is not None and live.accepted:
+            self._detached(live)
+        # A key that the caller did not choose is of no use to others once the job is over.
+        unnamed = live.job is not None and live.job.key is None
+        if (unnamed or live.error is not None) and self._named.get(live.key) is live:
+            del self._named[live.key]
+        self._lives.discard(live)
+        live.page = live.watch = None
+        self._room.left(live)
+        live.finish()
+        self._stop_alarms()
+
+    def _stop_alarms(self) -> None:
+        if self._closing and not self._lives:
+            self._alarms.stop()
+
+    def _wake(self, live: _Live) -> None:
+        """Let the supervisor of a job go on."""
+        assert self._tasks is not None
+        if live.parked and live.watch is not None:
+            live.parked = False
+            self.backend.unwatch(live.watch.ref, live.watch)
+            self._tasks.start_soon(self._supervise, live, [])
+
+    async def _follow(self, live: _Live, found: list[TaskRef]) -> None:
+        """See a job through from where its page says that it stands, each time another runner has turned the page."""
+        while True:
+            try:
+                await self._see_through(live, found)
+                return
+            except Overtaken as exc:
+                if exc.page is None:
+                    said = f"the page of {live.key!r} is gone from the journal: somebody forgot it meanwhile"
+                    raise JournalError(said, journal=self.journal.name if self.journal else None) from exc
+                live.page, live.snapshot, live.watch = exc.page, None, None
 
     async def _see_through(self, live: _Live, found: list[TaskRef]) -> None:
-        page = await self._open_page(live)
-        if page is not None and page.result is not None:
-            self._end_as(live, page.result)
-            return
-        job = live.job
-        coming: deque[TaskRef | Attempt] = deque()
-        if page is not None and page.revision > 0:
-            job = _as_last(job, page)
-            coming.extend(await self._resume(live, job, page))
+        watch, live.watch = live.watch, None
+        if watch is not None:
+            job, coming = watch.job, watch.coming
         else:
-            if job is not None and job.key is not None:
-                found = await self._meet(live, job, job.key)
-            if found:
-                self._accept(live, adopted=True)
-                job = _as_launched(job, found[-1])
-            coming.extend(found)
+            page = await self._open_page(live)
+            if page is not None and page.result is not None:
+                self._end_as(live, page.result)
+                return
+            job, coming = await self._begin(live, page, found)
         while True:
-            resumed = bool(coming)
-            if not coming:
-                if live.attempts:
-                    job = await self._again(live, job)
-                launched = await self._launch(live, job, _next_number(live)) if job is not None else None
-                if launched is None:
-                    break
-                coming.append(launched)
-            part = coming.popleft()
-            attempt: Attempt | None
-            if isinstance(part, TaskRef):
-                self._room.taken(live)
-                attempt = await self._attend(live, job, part, resumed=resumed)
+            if watch is None:
+                resumed = bool(coming)
+                if not coming:
+                    if live.attempts:
+                        job = await self._again(live, job)
+                    launched = await self._launch(live, job, _next_number(live)) if job is not None else None
+                    if launched is None:
+                        break
+                    coming = (launched,)
+                part, coming = coming[0], coming[1:]
+                if isinstance(part, TaskRef):
+                    watch = self._attention(live, job, part, coming, resumed=resumed)
             else:
-                attempt = part
+                part = watch.ref
+            if watch is not None:
+                attempt = await self._attend(live, watch)
+                if live.parked:
+                    return
+                watch = None
+            else:
+                attempt = cast("Attempt", part)
             self._room.left(live)
             if attempt is None:
                 self._detached(live)
@@ -729,15 +766,31 @@ class Runner(AsyncContextManagerMixin):
         await self._note_end(live, result)
         self._end_as(live, result)
 
+    async def _begin(
+        self, live: _Live, page: Page | None, found: Iterable[TaskRef]
+    ) -> tuple[Job | None, tuple[TaskRef | Attempt, ...]]:
+        """Return the job as it is to be launched next, and its attempts that are there already."""
+        job = live.job
+        if page is not None and page.revision > 0:
+            job = _as_last(job, page)
+            return job, tuple(await self._resume(live, job, page))
+        if job is not None and job.key is not None:
+            found = await self._meet(live, job, job.key)
+        there = tuple(found)
+        if there:
+            self._accept(live, adopted=True)
+            job = _as_launched(job, there[-1])
+        return job, there
+
     def _end_as(self, live: _Live, result: JobResult) -> None:
         live.attempts, live.result = list(result.attempts), result
         if live.accepted and self._tell:
             self._tell(JobEnded(key=live.key, job=live.name, result=result))
 
     def _tell_end(self, live: _Live, attempt: Attempt) -> None:
-        if attempt.number in live.told:
+        if attempt.number <= live.told:
             return
-        live.told.add(attempt.number)
+        live.told = attempt.number
         if self._tell:
             self._tell(AttemptEnded(key=live.key, job=live.name, attempt=attempt.number, outcome=attempt.outcome))
 
@@ -816,7 +869,7 @@ class Runner(AsyncContextManagerMixin):
             raise KeyConflict(live.key, different)
         live.page, live.name, live.accepted_at = page, page.name, page.accepted_at
         live.attempts = list(page.attempts)
-        live.told.update(attempt.number for attempt in page.attempts)
+        live.told = max([live.told, *(attempt.number for attempt in page.attempts)])
         return page
 
     async def _resume(self, live: _Live, job: Job | None, page: Page) -> list[TaskRef | Attempt]:
@@ -1153,20 +1206,25 @@ class Runner(AsyncContextManagerMixin):
             self._unanswered(live, attempt, operation, error)
             await anyio.sleep(_pause(tries))
 
-    async def _attend(self, live: _Live, job: Job | None, ref: TaskRef, *, resumed: bool) -> Attempt | None:
-        """
-        Observe an attempt until it is over, stopping it when that is asked or due. None: it was let go.
-
-        One that is *resumed* began before this runner knew of it: its clocks are running.
-        """
+    def _attention(
+        self, live: _Live, job: Job | None, ref: TaskRef, coming: tuple[TaskRef | Attempt, ...], *, resumed: bool
+    ) -> _Watch:
+        """Begin to attend an attempt. One that is *resumed* began before we knew of it: its clocks are running."""
+        self._room.taken(live)
         live.snapshot = None
         if all(known.token != ref.token for known in live.refs):
             live.refs.append(ref)
         live.touch()
-        watch = _Watch(job, anyio.current_time(), resumed=resumed)
+        watch = _Watch(self, live, job, ref, coming, begun=self._utcnow(), resumed=resumed)
         if resumed and live.page is not None:
             watch.asked = live.page.stop
-        begun = self._utcnow()
+        return watch
+
+    async def _attend(self, live: _Live, watch: _Watch) -> Attempt | None:
+        """
+        Observe an attempt until it is over, stopping it when that is asked or due. None: it was let go, or is parked.
+        """
+        job, ref, begun = watch.job, watch.ref, watch.begun
         while True:
             now = anyio.current_time()
             if live.letting_go:
@@ -1183,7 +1241,12 @@ class Runner(AsyncContextManagerMixin):
             if now >= watch.silent_until:
                 detail = f"the platform has not answered for {_SILENCE_PATIENCE:g} s"
                 return await self._give_up(live, job, ref, detail, begun)
+            if now >= watch.look_again_at:
+                watch.in_doubt = True
             after = None if watch.in_doubt else snapshot
+            if after is not None and not watch.has_news and self._park(live, watch, after, now):
+                return None
+            watch.has_news, watch.look_again_at = False, _NEVER
             due = now + (self.backend.answer_patience if after is None else _LOOK_AGAIN)
             try:
                 look = partial(self.backend.observe, ref, after=after)
@@ -1203,12 +1266,21 @@ class Runner(AsyncContextManagerMixin):
             watch.answered()
             unseen = live.snapshot is None
             self._see(live, ref, watch, newer)
-            if resumed and unseen and newer.cause is Cause.VANISHED:
+            if watch.resumed and unseen and newer.cause is Cause.VANISHED:
                 # It may have done its work while nobody watched: that is not lost, it is not known.
                 said = f"nobody watched its end, and the platform no longer knows of it: {newer.reason}"
                 return await self._close(live, job, ref, self._unknown(said), begun)
             if newer.ended:
                 return await self._close(live, job, ref, classify(newer, watch.asked), begun)
+
+    def _park(self, live: _Live, watch: _Watch, after: Snapshot, now: float) -> bool:
+        """Wait without a task, where the backend can. Whatever comes first wakes it: news, a stop, the clock."""
+        if not self.backend.watch(watch.ref, after, watch):
+            return False
+        watch.look_again_at = now + _LOOK_AGAIN
+        live.watch, live.parked = watch, True
+        self._alarms.set(watch, min(watch.deadline, watch.look_again_at))
+        return True
 
     def _see(self, live: _Live, ref: TaskRef, watch: _Watch, newer: Snapshot) -> None:
         live.snapshot = newer
@@ -1329,7 +1401,7 @@ class Runner(AsyncContextManagerMixin):
         live: _Live,
         call: Callable[..., Awaitable[Any]],
         *args: Any,
-        deadline: float = float("inf"),
+        deadline: float = _NEVER,
     ) -> Any:
         """Await *call*; `_INTERRUPTED` if a stop or a deadline cut it short. Only for calls that may be cut."""
         with CancelScope(deadline=deadline) as scope:
@@ -1400,41 +1472,85 @@ _INTERRUPTED: Final = object()
 
 
 class _Watch:
-    """The clocks of one attempt: when it is overdue, when to ask for its end again, when to stop hoping."""
+    """
+    The attention for one attempt: when it is overdue, when to ask for its end again, when to stop hoping.
+
+    While nothing but that is left of its supervisor, it is what wakes it: `wake`, or a call by the backend for news.
+    """
 
     __slots__ = (
         "_phase",
+        "alarm_at",
         "ask_again_at",
         "asked",
         "asks",
+        "begun",
+        "coming",
         "deadline_of_phase",
         "failures",
+        "has_news",
         "in_doubt",
         "job",
+        "live",
+        "look_again_at",
         "no_stop_from",
+        "ref",
         "resumed",
+        "runner",
         "silent_until",
         "stop_refusals",
-        "stop_timeout",
+        "wake_at",
     )
 
-    def __init__(self, job: Job | None, now: float, *, resumed: bool = False) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        live: _Live,
+        job: Job | None,
+        ref: TaskRef,
+        coming: tuple[TaskRef | Attempt, ...],
+        *,
+        begun: datetime,
+        resumed: bool,
+    ) -> None:
+        self.runner = runner
+        self.live = live
         self.job = job
+        self.ref = ref
+        self.coming = coming
+        """What is to be attended next."""
+        self.begun = begun
         self.resumed = resumed
         """It began before we knew of it. Until the first look, nobody knows which of its clocks runs."""
-        self.stop_timeout = job.stop_timeout.total_seconds() if job is not None else 120.0
-        self.deadline_of_phase = float("inf")
+        self.deadline_of_phase = _NEVER
         if job is not None and not resumed:
-            self.deadline_of_phase = now + job.start_timeout.total_seconds()
+            self.deadline_of_phase = anyio.current_time() + job.start_timeout.total_seconds()
         self.asked: StopAsked | None = None
         self.asks = 0
-        self.ask_again_at = float("-inf")
+        self.ask_again_at = _LONG_AGO
         self.failures = 0
         self.in_doubt = False
-        self.silent_until = float("inf")
+        self.silent_until = _NEVER
         self.stop_refusals = 0
-        self.no_stop_from = float("inf")
+        self.no_stop_from = _NEVER
+        self.has_news = False
+        self.look_again_at = _NEVER
+        self.wake_at = self.alarm_at = _NEVER
         self._phase = 0
+
+    def __call__(self) -> None:
+        """There is news."""
+        self.has_news = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Let the supervisor go on, if it waits."""
+        self.runner._wake(self.live)
+
+    @property
+    def stop_timeout(self) -> float:
+        """Seconds between SIGTERM and SIGKILL."""
+        return self.job.stop_timeout.total_seconds() if self.job is not None else 120.0
 
     @property
     def deadline(self) -> float:
@@ -1451,7 +1567,7 @@ class _Watch:
             begun = (newer.started_at if runs else newer.created_at) if first else None
             # Both in the time of the place; ours may be another.
             ago = max(0.0, (place_now - begun).total_seconds()) if begun is not None else 0.0
-            self.deadline_of_phase = now + limit.total_seconds() - ago if limit is not None else float("inf")
+            self.deadline_of_phase = now + limit.total_seconds() - ago if limit is not None else _NEVER
         return newer.phase > before
 
     def failed(self, now: float) -> None:
@@ -1465,7 +1581,7 @@ class _Watch:
         """The platform spoke: its silence is over."""
         self.failures = 0
         self.in_doubt = False
-        self.silent_until = float("inf")
+        self.silent_until = _NEVER
 
     def overdue(self, now: float) -> StopAsked | None:
         """Say what to stop the attempt for, if its phase has lasted too long."""
@@ -1476,6 +1592,55 @@ class _Watch:
             return StopAsked(kind=Kind.NEVER_STARTED, reason=reason)
         limit = self.job.timeout or timedelta()
         return StopAsked(kind=Kind.TIMED_OUT, reason=f"it ran longer than {_span(limit)} (timeout)")
+
+
+class _Alarms:
+    """Wakes those that wait without a task when their time has come: one timer for all of them."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, _Watch]] = []
+        self._number = 0
+        self._asleep_until = _NEVER
+        self._changed: Event | None = None
+        self._scope = CancelScope(shield=True)
+
+    def set(self, watch: _Watch, moment: float) -> None:
+        """Wake *watch* at a moment, and not before."""
+        watch.wake_at = moment
+        if moment < watch.alarm_at:  # an earlier alarm looks again when it rings
+            self._push(watch, moment)
+
+    def _push(self, watch: _Watch, moment: float) -> None:
+        watch.alarm_at = moment
+        self._number += 1
+        heapq.heappush(self._heap, (moment, self._number, watch))
+        if moment < self._asleep_until and self._changed is not None:
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Ring, until `stop`. Shielded, as supervisors are: a cancelled caller's jobs are seen to their ends, too."""
+        with self._scope:
+            while True:
+                now = anyio.current_time()
+                while self._heap and self._heap[0][0] <= now:
+                    moment, _, watch = heapq.heappop(self._heap)
+                    if watch.alarm_at == moment:
+                        watch.alarm_at = _NEVER
+                    if not watch.live.parked or watch.live.watch is not watch:
+                        continue
+                    if watch.wake_at > now:
+                        if watch.wake_at < watch.alarm_at:
+                            self._push(watch, watch.wake_at)
+                        continue
+                    watch.wake()
+                self._asleep_until = self._heap[0][0] if self._heap else _NEVER
+                self._changed = Event()
+                with CancelScope(deadline=self._asleep_until):
+                    await self._changed.wait()
+
+    def stop(self) -> None:
+        """Ring no more."""
+        self._scope.cancel()
 
 
 def _unanswered(operation: str, patience: float) -> BackendError:

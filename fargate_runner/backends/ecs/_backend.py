@@ -641,6 +641,13 @@ class EcsBackend(Backend):
         evidence = f"{snapshot.proof.evidence}; started by RunTask request {placed.request_id}".removeprefix("; ")
         return attrs.evolve(snapshot, proof=attrs.evolve(snapshot.proof, evidence=evidence))
 
+    def watch(self, ref: TaskRef, after: Snapshot, tell: Callable[[], None]) -> bool:
+        self._check_open()
+        return ref.address not in self._forgotten and self._watch.watch(ref.address, after, tell)
+
+    def unwatch(self, ref: TaskRef, tell: Callable[[], None]) -> None:
+        self._watch.unwatch(ref.address, tell)
+
     async def _stop_what_vanished(self, ref: TaskRef) -> None:
         """ECS says that it does not know the task. If it lives all the same, it must not beside the next attempt."""
         reason = _wire.stop_reason("it is no longer described")

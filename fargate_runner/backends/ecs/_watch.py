@@ -81,6 +81,7 @@ class _Entry:
         "snapshot",
         "version",
         "waiting",
+        "watcher",
     )
 
     def __init__(self, arn: str, container: str, known_from: float, due: float) -> None:
@@ -114,6 +115,8 @@ class _Entry:
         self.error: BackendError | None = None
         self.errors = 0
         self.changed: anyio.Event | None = None
+        self.watcher: tuple[Snapshot, int, Callable[[], None]] | None = None
+        """Who is called when more is known than a snapshot, or when there are more errors than so many."""
 
     @property
     def is_open(self) -> bool:
@@ -123,6 +126,18 @@ class _Entry:
         if self.changed is not None:
             self.changed.set()
             self.changed = None
+        if self.watcher is not None and self.has_news(*self.watcher[:2]):
+            _, _, call = self.watcher
+            self.watcher = None
+            self.waiting -= 1
+            call()
+
+    def has_news(self, after: Snapshot, errors: int) -> bool:
+        """Whether more is known than *after*, or something went wrong since."""
+        known = self.snapshot
+        if known is None:
+            return False
+        return known.ended or (known is not after and known != after) or self.errors != errors
 
     async def news(self) -> None:
         if self.changed is None:
@@ -187,6 +202,27 @@ class Watch:
             await anyio.lowlevel.checkpoint()
             return entry.snapshot
         finally:
+            entry.waiting -= 1
+
+    def watch(self, arn: str, after: Snapshot, tell: Callable[[], None]) -> bool:
+        """Have *tell* called once when there is news of a task that is known here; see `Backend.watch`."""
+        entry = self._entries.get(arn)
+        if entry is None or entry.watcher is not None or entry.snapshot is None:
+            return False
+        if entry.snapshot.phase < after.phase:
+            entry.snapshot = after  # known from elsewhere, and it does not go back
+        if entry.has_news(after, entry.errors):
+            return False
+        entry.watcher = after, entry.errors, tell
+        entry.waiting += 1
+        self._rouse(entry)
+        return True
+
+    def unwatch(self, arn: str, tell: Callable[[], None]) -> None:
+        """Call off `watch`."""
+        entry = self._entries.get(arn)
+        if entry is not None and entry.watcher is not None and entry.watcher[2] is tell:
+            entry.watcher = None
             entry.waiting -= 1
 
     def saw(self, task: Mapping[str, Any], source: str) -> None:
