@@ -203,7 +203,7 @@ class Pump:
             except FargateRunnerError as exc:
                 self._refused(job, exc)
                 continue
-            self._follow(live, vcpu)
+            self._follow(live)
 
     def _refused(self, job: Job, error: FargateRunnerError) -> None:
         if self._raising or not _is_the_jobs_own(error):
@@ -212,20 +212,25 @@ class Pump:
         self.started += 1
         self._keep(index, _never_started(self._runner, job, job.key or "", error))
 
-    def _follow(self, live: _Live, vcpu: float) -> None:
+    def _vcpu_of(self, live: _Live) -> float:
+        # A job that was met by its key is the one that was given, whatever it has grown to.
+        return live.job.size.vcpu if live.job is not None else 0.0
+
+    def _follow(self, live: _Live) -> None:
         index = self.started
         self.started += 1
         self._under_way[index] = live
-        self._vcpu += vcpu
+        self._vcpu += self._vcpu_of(live)
         if live.finished:
-            self._end(index, live, vcpu)
+            self.ended(index, live)
         else:
-            live.on_end.append(lambda live: self._end(index, live, vcpu))
+            live.on_end.append((self, index))
 
-    def _end(self, index: int, live: _Live, vcpu: float) -> None:
+    def ended(self, index: int, live: _Live) -> None:
+        """Take note of a job's end."""
         if self._under_way.pop(index, None) is None:
             return  # the batch left it to others who gave the same key
-        self._vcpu -= vcpu
+        self._vcpu -= self._vcpu_of(live)
         error = live.error
         if live.result is not None:
             self._keep(index, live.result)

@@ -556,6 +556,7 @@ class Job:
     """Sidecars that the job's own container waits for, each with a condition; None: until all have started."""
     ecs: PlatformOptions | None = None
     size: Size = attrs.field(init=False, repr=False, eq=False)
+    _described: dict[str, Any] | None = attrs.field(init=False, repr=False, eq=False, default=None)
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "size", Size.of(self.vcpu, self.memory_gib))
@@ -617,13 +618,17 @@ class Job:
         """
         Return what makes this job the job it is, as JSON-able data: no key, no retry, no secret values.
 
-        Two jobs with equal descriptions are the same job.
+        Two jobs with equal descriptions are the same job. Not to be changed: it is made once for each job.
         """
-        return {
-            field.name: _plain(getattr(self, field.name))
-            for field in attrs.fields(type(self))
-            if field.name not in {"key", "retry", "vcpu", "memory_gib"}
-        }
+        if self._described is None:
+            described = {
+                field.name: _plain(getattr(self, field.name))
+                for field in attrs.fields(type(self))
+                if field.name not in {"key", "retry", "vcpu", "memory_gib", "_described"}
+            }
+            object.__setattr__(self, "_described", described)
+            return described
+        return self._described
 
     @property
     def fingerprint(self) -> str:

@@ -168,7 +168,8 @@ class _Live:
         self.error: Exception | None = None
         self.scope: CancelScope | None = None
         self.changed: Event | None = None
-        self.on_end: list[Callable[[_Live], None]] = []
+        self.on_end: list[tuple[Pump, int]] = []
+        """The batches that wait for it, and which of their jobs it is."""
         self.readers = 0
         self.retired = False
         self.forgotten = False
@@ -212,8 +213,8 @@ class _Live:
         """Nothing more will happen to this job here."""
         self.finished = True
         self.touch()
-        for tell in self.on_end:
-            tell(self)
+        for pump, index in self.on_end:
+            pump.ended(index, self)
 
 
 class JobHandle:

@@ -8,6 +8,7 @@ it faster: polling decides.
 from __future__ import annotations
 
 import heapq
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Self
@@ -26,6 +27,7 @@ _BATCH: Final = 100
 """Tasks that one DescribeTasks call takes (Amazon ECS API Reference)."""
 _CLOCKS_DIFFER: Final = timedelta(seconds=60)
 """How far AWS's clock and ours may be apart."""
+_LONG_AGO: Final = float("-inf")
 _STRANGERS: Final = 1000
 """Tasks known from events alone: most are other people's, but an event may overtake the answer to a launch."""
 
@@ -79,6 +81,7 @@ class _Entry:
         "older_since",
         "over_since",
         "snapshot",
+        "statuses",
         "version",
         "waiting",
         "watcher",
@@ -92,10 +95,11 @@ class _Entry:
         self.due = due
         self.snapshot: Snapshot | None = None
         self.version = 0
-        self.looked_at = float("-inf")
+        self.statuses = ""
+        self.looked_at = _LONG_AGO
         self.waiting = 0
         self.missing = 0
-        self.missing_since = 0.0
+        self.missing_since = _LONG_AGO
         self.asking = False
         """A look at it is under way."""
         self.alone = False
@@ -104,8 +108,8 @@ class _Entry:
         """When ECS last told anything new of it."""
         self.older = 0
         """How often ECS has told less than was known, one look after another."""
-        self.older_since = 0.0
-        self.alive_at = float("-inf")
+        self.older_since = _LONG_AGO
+        self.alive_at = _LONG_AGO
         """When it was last seen before its end."""
         self.leaving_since: float | None = None
         """Since when it is known to be on its way out."""
@@ -399,12 +403,21 @@ class Watch:
         seen_at, before = self._utcnow(), entry.snapshot
         if before is not None and before.ended:
             return
+        if before is not None and before.phase < Phase.STOPPING and self._is_the_same(entry, task):
+            entry.alive_at = entry.looked_at = anyio.current_time()
+            return
         snapshot = _wire.snapshot(task, entry.container, source=source, seen_at=seen_at, before=before)
         version = _wire.version(task)
         if version > entry.version or before is None or snapshot.phase is not before.phase:
             entry.moved_at = anyio.current_time()
         entry.version = version
+        entry.statuses = sys.intern(_wire.statuses(task))
         self._put(entry, self._bounded(entry, snapshot, seen_at))
+
+    def _is_the_same(self, entry: _Entry, task: Mapping[str, Any]) -> bool:
+        """Whether ECS tells what it told before: each change of a task has a version of its own."""
+        version = _wire.version(task)
+        return version > 0 and version == entry.version and _wire.statuses(task) == entry.statuses
 
     def _put(self, entry: _Entry, snapshot: Snapshot) -> None:
         entry.looked_at = now = anyio.current_time()
@@ -415,7 +428,7 @@ class Watch:
             entry.exited_at = max(now - max(0.0, age - _CLOCKS_DIFFER.total_seconds()), entry.alive_at)
         elif entry.exited_at is None:
             entry.alive_at = now
-        entry.snapshot = snapshot
+        entry.snapshot = snapshot if snapshot != entry.snapshot else entry.snapshot
         entry.tell()
 
     def _bounded(self, entry: _Entry, snapshot: Snapshot, seen_at: datetime) -> Snapshot:

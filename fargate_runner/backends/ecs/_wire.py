@@ -1178,6 +1178,11 @@ def created_at(task: Json) -> datetime | None:
     return moment(task.get("createdAt"))
 
 
+def statuses(task: Json) -> str:
+    """Return where a task is and where it is going, in ECS's words."""
+    return f"{task.get('lastStatus')}/{task.get('desiredStatus')}"
+
+
 def version(task: Json) -> int:
     """Return which change of the task this shows: it only grows, so that late news can be told from new."""
     found = task.get("version")
