@@ -176,6 +176,9 @@ class EcsBackend(Backend):
             self.log_group = found.log_group
         self.chosen = found.why
 
+    def now(self) -> datetime:
+        return self._utcnow()
+
     @property
     def api(self) -> Api:
         """The door to AWS: its ``stats`` count the calls."""
