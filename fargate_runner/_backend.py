@@ -153,6 +153,13 @@ class Backend(AsyncContextManagerMixin, ABC):
     default_concurrency: int = 100
     """How many jobs `Runner.map` keeps under way where nobody says; bounded by what the place can take."""
 
+    starts_later: bool = False
+    """
+    Whether what `submit` has taken may be lost with this process, until the attempt is seen to have started.
+
+    A journal counts such a launch as answered only from then on: before, it can be sent again.
+    """
+
     _open: bool = False
 
     @property

@@ -823,7 +823,8 @@ class Runner(AsyncContextManagerMixin):
             refs: list[TaskRef] = await self._ask(live, identity.attempt, "find", find, stubborn=True)
             for ref in refs:
                 if ref.token == launch.token:
-                    await self._note(live, ref=ref, must=False)
+                    if not self.backend.starts_later:
+                        await self._note_ref(live, ref)
                     return ref
             if not is_young or job is None:
                 break
@@ -866,6 +867,14 @@ class Runner(AsyncContextManagerMixin):
                 if not exc.retryable or tries == _TRIES:
                     raise
             await anyio.sleep(_pause(tries))
+
+    async def _note_ref(self, live: _Live, ref: TaskRef) -> None:
+        """Write down what came of a launch. From here on it is not sent again."""
+        try:
+            await self._note(live, ref=ref, must=False)
+        except Overtaken as exc:
+            await self._disown(live, ref, exc.page)
+            raise
 
     async def _note_end(self, live: _Live, result: JobResult) -> None:
         """Write the final record, before anything is forgotten."""
@@ -962,11 +971,8 @@ class Runner(AsyncContextManagerMixin):
                 except PlacementRefused as exc:
                     await self._before_next_placement(live, number, exc, deadline)
                     continue
-                try:
-                    await self._note(live, ref=ref, must=False)
-                except Overtaken as exc:
-                    await self._disown(live, ref, exc.page)
-                    raise
+                if not self.backend.starts_later:
+                    await self._note_ref(live, ref)
                 self._accept(live)
                 if self._tell:
                     address = ref.address
@@ -1129,6 +1135,8 @@ class Runner(AsyncContextManagerMixin):
             watch.answered()
             unseen = live.snapshot is None
             self._see(live, ref, watch, newer)
+            if live.page is not None and live.page.ref is None and newer.started_at is not None and not newer.ended:
+                await self._note_ref(live, ref)
             if resumed and unseen and newer.cause is Cause.VANISHED:
                 # It may have done its work while nobody watched: that is not lost, it is not known.
                 said = f"nobody watched its end, and the platform no longer knows of it: {newer.reason}"

@@ -7,7 +7,7 @@ import pytest
 
 from fargate_runner import InvalidJob, JobFailed, KeyConflict, Kind, MemoryJournal, Retry, Secret
 from fargate_runner.telemetry import AttemptLaunched, RetryScheduled
-from tests.scenario.test_journal import died
+from tests.scenario.test_journal import died, lost
 from tests.scenario.world import World, fixed, job
 
 RETRIED = Retry(failures=1, wait=fixed(5))
@@ -126,3 +126,45 @@ async def test_after_55_minutes_it_is_given_up(world: World) -> None:
 
     assert failed.value.result.outcome.kind is Kind.UNKNOWN
     assert len(world.told(AttemptLaunched)) == 0
+
+
+class TestALaunchThatMayBeLostWithItsRunner:
+    """As an engine's, where a launch waits in this process for its image."""
+
+    async def test_is_sent_again_if_it_was_not_seen_to_start(self, world: World) -> None:
+        journal = MemoryJournal()
+        await died(world, journal, job("quick", key="k"), calls="observe:1", starts_later=True)
+        await lost(world, "k")
+        backend = world.backend()
+        backend.starts_later = True
+
+        async with world.runner(journal=journal, backend=backend) as runner:
+            result = await runner.run(job("quick", key="k"))
+
+        assert result.succeeded
+        assert [attempt.number for attempt in result.attempts] == [1]
+
+    async def test_is_not_sent_again_once_it_was(self, world: World) -> None:
+        journal = MemoryJournal()
+        await died(world, journal, job("quick", key="k"), calls="observe:3", starts_later=True)
+        await lost(world, "k")
+        backend = world.backend()
+        backend.starts_later = True
+
+        async with world.runner(journal=journal, backend=backend) as runner:
+            with pytest.raises(JobFailed) as failed:
+                await runner.run(job("quick", key="k"))
+
+        assert failed.value.result.outcome.kind is Kind.UNKNOWN
+        assert backend.called("submit") == 0
+
+    async def test_is_met_where_it_was_not_lost(self, world: World) -> None:
+        journal = MemoryJournal()
+        await died(world, journal, job("quick", key="k"), calls="observe:1", starts_later=True)
+        backend = world.backend()
+        backend.starts_later = True
+
+        async with world.runner(journal=journal, backend=backend) as runner:
+            assert (await runner.run(job("quick", key="k"))).succeeded
+
+        assert len(world.started) == 1
