@@ -30,6 +30,8 @@ class Toll:
     """The last step of each life that ended at a step of its own."""
     at_moments: int = 0
     """How many were killed from outside."""
+    unforgotten: int = 0
+    """How many were killed about when the job with a secret got its record, and before that was forgotten."""
     faults: list[str] = attrs.field(factory=list)
 
     def __str__(self) -> str:
@@ -84,7 +86,10 @@ async def _one(toll: Toll, plan: Plan, point: int, moments: list[Moment], room: 
 
 async def _lived(toll: Toll, plan: Plan, moment: Moment | None = None) -> Life:
     toll.lives += 1
-    return await live(plan, moment)
+    life = await live(plan, moment)
+    done = {"before write end secret", "after forget secret"} & set(life.steps)
+    toll.unforgotten += life.killed and done == {"before write end secret"}
+    return life
 
 
 async def faults_of(plan: Plan) -> list[str]:
@@ -104,7 +109,7 @@ async def faults_of(plan: Plan) -> list[str]:
             found.append(f"{whose} has no end: {page}")
             continue
         if (page.result.outcome.kind, len(page.result.attempts)) != end:
-            found.append(f"{whose} ended otherwise: {page.result}")
+            found.append(f"{whose} ended otherwise: {[attempt.outcome for attempt in page.result.attempts]}")
         if not tales[name] or any(tale != as_plain(page.result) for tale in tales[name]):
             found.append(f"{whose}: told {tales[name]}, written {as_plain(page.result)}")
     return found

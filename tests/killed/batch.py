@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import threading
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from fargate_runner import (
     Kind,
     Launch,
     LogLine,
+    LogsUnavailable,
     Retry,
     Runner,
     Secret,
@@ -47,7 +48,7 @@ ENDS = {
     "quick": (Kind.SUCCEEDED, 1),
     "failed": (Kind.FAILED, 1),
     "retried": (Kind.SUCCEEDED, 2),
-    "timed out": (Kind.TIMED_OUT, 1),
+    "timed-out": (Kind.TIMED_OUT, 1),
     "cancelled": (Kind.CANCELLED, 1),
     "secret": (Kind.SUCCEEDED, 1),
 }
@@ -116,6 +117,10 @@ class Steps:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _name(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
 class SteppingJournal(SqliteJournal):
     """Takes a step before and after each write, and before each statement to the file, COMMIT included."""
 
@@ -124,14 +129,14 @@ class SteppingJournal(SqliteJournal):
         self._step = step
 
     async def read(self, key: str) -> Page | None:
-        self._step("before read")
+        self._step(f"before read {_name(key)}")
         return await super().read(key)
 
     async def write(self, page: Page) -> Page:
         state = "end" if page.ended_at else "stop" if page.stop else "ack" if page.ref else "intent"
-        self._step(f"before write {state}")
+        self._step(f"before write {state} {page.name}")
         written = await super().write(page)
-        self._step(f"after write {state}")
+        self._step(f"after write {state} {page.name}")
         return written
 
     def _connect(self) -> sqlite3.Connection:
@@ -151,6 +156,7 @@ class SteppingBackend(Backend):
         self.inner = inner
         self.name = inner.name  # type: ignore[misc]
         self.answer_patience = inner.answer_patience
+        self.starts_later = inner.starts_later
         self._step = step
 
     @property
@@ -166,41 +172,41 @@ class SteppingBackend(Backend):
             yield
 
     @asynccontextmanager
-    async def _stepping(self, verb: str) -> AsyncGenerator[None]:
-        self._step(f"before {verb}")
+    async def _stepping(self, verb: str, key: str) -> AsyncGenerator[None]:
+        self._step(f"before {verb} {_name(key)}")
         yield
-        self._step(f"after {verb}")
+        self._step(f"after {verb} {_name(key)}")
 
     async def prepare(self, job: Job, identity: Identity) -> Launch:
-        async with self._stepping("prepare"):
+        async with self._stepping("prepare", identity.key):
             return await self.inner.prepare(job, identity)
 
     async def submit(self, launch: Launch) -> TaskRef:
-        async with self._stepping("submit"):
+        async with self._stepping("submit", launch.identity.key):
             return await self.inner.submit(launch)
 
     async def observe(self, ref: TaskRef, *, after: Snapshot | None = None) -> Snapshot:
-        async with self._stepping("observe"):
+        async with self._stepping("observe", ref.key):
             return await self.inner.observe(ref, after=after)
 
     async def stop(self, ref: TaskRef, *, reason: str) -> None:
-        async with self._stepping("stop"):
+        async with self._stepping("stop", ref.key):
             await self.inner.stop(ref, reason=reason)
 
     async def logs(self, ref: TaskRef, *, follow: bool, tail: int | None = None) -> AsyncGenerator[LogLine]:
-        self._step("before logs")
+        self._step(f"before logs {_name(ref.key)}")
         lines = self.inner.logs(ref, follow=follow, tail=tail)
         async with aclosing(lines):  # type: ignore[type-var]
             async for line in lines:
                 yield line
-        self._step("after logs")
+        self._step(f"after logs {_name(ref.key)}")
 
     async def find(self, namespace: str, key: str) -> list[TaskRef]:
-        async with self._stepping("find"):
+        async with self._stepping("find", key):
             return await self.inner.find(namespace, key)
 
     async def forget(self, ref: TaskRef) -> None:
-        async with self._stepping("forget"):
+        async with self._stepping("forget", ref.key):
             await self.inner.forget(ref)
 
 
@@ -215,7 +221,7 @@ def _in_containers() -> dict[str, Job]:
         "quick": shell("echo done"),
         "failed": shell("echo no; exit 3"),
         "retried": shell('test "$FARGATE_RUNNER_ATTEMPT" = 2'),
-        "timed out": shell("echo ready; exec sleep 1000"),
+        "timed-out": shell("echo ready; exec sleep 1000"),
         "cancelled": shell("echo ready; exec sleep 1000"),
         "secret": shell('test "$WORD" = canary'),
     }
@@ -227,7 +233,7 @@ def _on_the_fake() -> dict[str, Job]:
         "quick": words.prints("done"),
         "failed": words.exits(3),
         "retried": words.says("exits_by_attempt", "1", "0"),
-        "timed out": words.waits(),
+        "timed-out": words.waits(),
         "cancelled": words.waits(),
         "secret": words.prints_variable("WORD"),
     }
@@ -236,9 +242,9 @@ def _on_the_fake() -> dict[str, Job]:
 def jobs_of(plan: Plan) -> list[Job]:
     jobs = _in_containers() if plan.place == "docker" else _on_the_fake()
     jobs["retried"] = jobs["retried"].with_(retry=Retry(failures=1, wait=lambda _: 0.0))
-    jobs["timed out"] = jobs["timed out"].with_(timeout=timedelta(seconds=0.3))
+    jobs["timed-out"] = jobs["timed-out"].with_(timeout=timedelta(seconds=0.3))
     jobs["secret"] = jobs["secret"].with_(secrets={"WORD": Secret("canary")})
-    return [job.with_(key=f"{plan.batch}/{name}", name=name.replace(" ", "-")) for name, job in jobs.items()]
+    return [job.with_(key=f"{plan.batch}/{name}", name=name) for name, job in jobs.items()]
 
 
 def backend_of(plan: Plan) -> Backend:
@@ -260,12 +266,13 @@ def backend_of(plan: Plan) -> Backend:
 async def _see(runner: Runner, job: Job, told: Path, step: Steps) -> None:
     handle = await runner.submit(job)
     if job.name == "cancelled":
-        async with aclosing(handle.logs()) as lines:
-            async for _ in lines:
-                break
+        with suppress(LogsUnavailable):  # stopped already, before it said anything
+            async with aclosing(handle.logs()) as lines:
+                async for _ in lines:
+                    break
         await handle.stop("the batch wants it no more")
     result = await handle.wait()
-    step("told")
+    step(f"told {job.name}")
     with told.open("a") as file:
         file.write(json.dumps(as_plain(result)) + "\n")
         file.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from multiprocessing.connection import Connection
 from random import Random
 from typing import Final
@@ -18,6 +19,8 @@ from tests.killed.batch import Plan, Steps
 # Forked from a server that has imported everything and does nothing else: a process as any, in a tenth of the time.
 _SERVER: Final = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["tests.killed.warm"])
+_ONE_AT_A_TIME: Final = threading.Lock()
+"""Whoever starts a process looks after all others, and two who look take the exit code away from each other."""
 
 
 @attrs.frozen
@@ -55,7 +58,8 @@ async def live(plan: Plan, kill: Moment | None = None) -> Life:
 def _live(plan: Plan, kill: Moment | None) -> Life:
     ours, theirs = _SERVER.Pipe(duplex=False)
     process = _SERVER.Process(target=_main, args=(plan, theirs))
-    process.start()
+    with _ONE_AT_A_TIME:
+        process.start()
     theirs.close()
     told: list[str] = []
     with ours:
@@ -68,7 +72,8 @@ def _live(plan: Plan, kill: Moment | None) -> Life:
             process.kill()
         while (step := _next(ours)) is not None:
             told.append(step)
-    process.join()
+    with _ONE_AT_A_TIME:  # it is over already
+        process.join()
     assert process.exitcode in {0, -signal.SIGKILL}, f"it ended with {process.exitcode}, after {told[-5:]}"
     killed = process.exitcode == -signal.SIGKILL
     process.close()

@@ -67,9 +67,10 @@ async def test_killed_wherever_every_job_ends_once(aws: FakeAws, plan: Plan, par
     toll = await account.take(plan, points=points, moments=MOMENTS // PARTS, chance=Random(part))
 
     print(f"part {part}: {toll}", *toll.at_points, sep="; ")
-    assert toll.faults == []
+    assert not toll.faults, "\n".join(toll.faults)
     assert doubles(aws) == []
     assert len(aws.world.truth()) == toll.batches * sum(attempts for _, attempts in ENDS.values())
     assert truths.alive(aws) == []
-    assert await kept_secrets(aws) == []
+    # Whoever is killed between the record of a job and forgetting it leaves what was kept for it.
+    assert len(await kept_secrets(aws)) <= toll.unforgotten
     assert len(toll.at_points) == len(points)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from fargate_runner import EcsBackend, Job, JobHandle, Journal, MemoryJournal, Retry, Runner, Secret, SqliteJournal
-from fargate_runner.telemetry import AttemptLaunched, JobDetached
+from fargate_runner import EcsBackend, Job, JobHandle, Journal, MemoryJournal, Runner
 from fargate_runner.testing.aws import FakeAws
 from fargate_runner.testing.clock import VirtualClock
 from tests.contract.ecs_words import Words, script
-from tests.ecs import truths
 from tests.ecs.conftest import NETWORK, ROLES
 
 MANY = 1000
