@@ -228,7 +228,7 @@ class DockerBackend(Backend):
 
     name: ClassVar[str] = "docker"
     starts_later = True
-    """A launch waits for its image, its place in the queue and its sidecars; a container that was never started is removed."""
+    """A launch waits for its image, its turn and its sidecars; a container that was never started is removed."""
 
     def __init__(
         self,

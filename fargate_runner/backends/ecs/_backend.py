@@ -199,7 +199,7 @@ class EcsBackend(Backend):
             if not self.cluster:
                 await self._settle()
             self._definitions = TaskDefinitions(self._api)
-            self._watch = Watch(self._api, self.cluster, utcnow=self._utcnow, cadence=self._cadence)
+            self._watch = Watch(self._api, self.cluster, utcnow=self._utcnow, cadence=self._cadence, met=self._met)
             self._reader = LogReader(self._api, utcnow=self._utcnow, cadence=self._log_cadence)
             self._finder = _Finder(self._api, self.cluster)
             self._turns = _Turns(self._api)

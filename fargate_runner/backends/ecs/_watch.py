@@ -138,11 +138,21 @@ class _Entry:
 class Watch:
     """Everything that is awaited in one cluster. `run` polls; `observe` waits for what it finds."""
 
-    def __init__(self, api: Api, cluster: str, *, utcnow: Callable[[], datetime], cadence: Cadence) -> None:
+    def __init__(
+        self,
+        api: Api,
+        cluster: str,
+        *,
+        utcnow: Callable[[], datetime],
+        cadence: Cadence,
+        met: Callable[[Mapping[str, Any]], object] = lambda _: None,
+    ) -> None:
+        """*met* is told of each task that a look describes."""
         self._api = api
         self._cluster = cluster
         self._utcnow = utcnow
         self._cadence = cadence
+        self._met = met
         self._entries: dict[str, _Entry] = {}
         self._strangers: dict[str, None] = {}
         """Those of which nothing but events has told, the oldest first."""
@@ -356,6 +366,8 @@ class Watch:
                     said = f"ECS did not describe the task {entry.arn}: {fault}"
                     self._fail([entry], BackendError(said, operation="DescribeTasks", code=fault, retryable=True))
                 continue
+            if entry.arn in self._entries:  # it may have been forgotten meanwhile
+                self._met(task)
             entry.missing = 0
             entry.alone = False
             entry.looked_at = anyio.current_time()
