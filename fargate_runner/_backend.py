@@ -200,6 +200,13 @@ class Backend(AsyncContextManagerMixin, ABC):
     carry the same token and request, and each `submit` returns the attempt of its own `Together.index`.
     """
 
+    starts_later: bool = False
+    """
+    Whether what `submit` has taken may be lost with this process, until the attempt is seen to have started.
+
+    A journal counts such a launch as answered only from then on: before, it can be sent again.
+    """
+
     _open: bool = False
 
     @property

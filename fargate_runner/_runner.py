@@ -12,7 +12,7 @@ import heapq
 import re
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -110,8 +110,10 @@ class _Live:
         "accepted",
         "accepted_at",
         "attempts",
+        "brought",
         "changed",
         "claims",
+        "described",
         "error",
         "finished",
         "forgotten",
@@ -158,6 +160,9 @@ class _Live:
         self.token = ""
         self.together: Launching | None = None
         """With whom it is launched, until it is."""
+        self.described: Mapping[str, Any] | None = None
+        """What its page said of it, if it was taken over: nobody had submitted it here."""
+        self.brought: Job | None = None
         self.placement = 1
         self.refs: list[TaskRef] = []
         self.snapshot: Snapshot | None = None
@@ -185,6 +190,11 @@ class _Live:
         self.claims -= 1
         if self.claims == 0:
             self.ask_stop(StopAsked(kind=Kind.CANCELLED, reason=reason))
+
+    def bring(self, job: Job) -> None:
+        """Take from a caller what no page keeps: the values of secrets, and the waits between attempts."""
+        self.job = self.brought = job
+        self.lacks_secrets = False
 
     def let_go(self) -> None:
         """Ask the supervisor to leave the job alone, running."""
@@ -521,6 +531,7 @@ class Runner(AsyncContextManagerMixin):
     def _take_over(self, page: Page, *, owned: bool) -> _Live:
         live = self._register(None, page.key, owned=owned)
         live.name, live.page, live.accepted_at = page.name, page, page.accepted_at
+        live.described = page.description
         live.claims = 1 if owned else 0
         self._task_group.start_soon(self._supervise, live, [])
         return live
@@ -624,9 +635,12 @@ class Runner(AsyncContextManagerMixin):
             raise TypeError(f"expected a Job, got {job!r}")
         self._check_open()
         if job.key is not None and (known := self._named.get(job.key)) is not None:
-            if known.job is not None:
-                if different := _differences(known.job.describe(), job.describe()):
+            there = known.described or (known.job and known.job.describe())
+            if there is not None:
+                if different := _differences(there, job.describe()):
                     raise KeyConflict(job.key, different)
+                if known.described is not None and known.brought is None:
+                    known.bring(job)
                 known.claims += 1
                 known.owned = True
                 if keep_logs and not known.finished:
@@ -812,6 +826,7 @@ class Runner(AsyncContextManagerMixin):
         """Return what to launch next, once it is time; None if there shall be no other attempt."""
         if job is None or live.stop is not None or live.letting_go:
             return None
+        job = _as_brought(live, job)
         decision = self._decide(live, job)
         if not decision.again:
             return None
@@ -893,24 +908,34 @@ class Runner(AsyncContextManagerMixin):
         """Clear up a launch that was written down, and of which nobody wrote what came of it."""
         identity, begun = launch.identity, page.launched_at or page.accepted_at
         live.placement = identity.placement
-        age = self.backend.now() - begun
-        # A clock that went back makes it look younger than it is; a little of that is in the 55 minutes.
         if identity.shared is not None and not await self._was_sent(identity):
             live.placement += 1
             return None
-        if job is not None and not live.lacks_secrets and -timedelta(minutes=2) <= age <= _REPLAY_WITHIN:
-            if job.secrets or any(side.secrets for side in job.sidecars):
-                # Their values were not written down. To prepare it once more starts nothing, and brings them.
-                question = partial(self.backend.prepare, job, identity)
-                fresh = await self._ask(live, identity.attempt, "prepare", question, stubborn=True)
-                launch = attrs.evolve(launch, secrets=fresh.secrets)
-            return await self._launch(live, job, identity.attempt, again=launch)
         where = identity.namespace, identity.key
-        refs: list[TaskRef] = await self._ask(live, identity.attempt, "find", self.backend.find, *where, stubborn=True)
-        for ref in refs:
-            if ref.token == launch.token:
-                await self._note(live, ref=ref, must=False)
-                return ref
+        while True:
+            job = _as_brought(live, job) if job is not None else None
+            age = self.backend.now() - begun
+            # A clock that went back makes it look younger than it is; a little of that is in the 55 minutes.
+            is_young = -timedelta(minutes=2) <= age <= _REPLAY_WITHIN
+            if job is not None and not live.lacks_secrets and is_young:
+                if job.secrets or any(side.secrets for side in job.sidecars):
+                    # Their values were not written down. To prepare it once more starts nothing, and brings them.
+                    prepare = partial(self.backend.prepare, job, identity)
+                    fresh = await self._ask(live, identity.attempt, "prepare", prepare, stubborn=True)
+                    launch = attrs.evolve(launch, secrets=fresh.secrets)
+                return await self._launch(live, job, identity.attempt, again=launch)
+            find = partial(self.backend.find, *where)
+            refs: list[TaskRef] = await self._ask(live, identity.attempt, "find", find, stubborn=True)
+            for ref in refs:
+                if ref.token == launch.token:
+                    if not self.backend.starts_later:
+                        await self._note_ref(live, ref)
+                    return ref
+            if not is_young or job is None:
+                break
+            # Whoever has its secrets may still send it, and may have brought them meanwhile.
+            if live.lacks_secrets:
+                raise _without_secrets()
         said = f"it was about to be launched {_span(age)} ago, the runner died, and nothing tells what came of it"
         return self._record(job, launch.token, None, self._unknown(said), identity.attempt, begun)
 
@@ -952,6 +977,14 @@ class Runner(AsyncContextManagerMixin):
                 if not exc.retryable or tries == _TRIES:
                     raise
             await anyio.sleep(_pause(tries))
+
+    async def _note_ref(self, live: _Live, ref: TaskRef) -> None:
+        """Write down what came of a launch. From here on it is not sent again."""
+        try:
+            await self._note(live, ref=ref, must=False)
+        except Overtaken as exc:
+            await self._disown(live, ref, exc.page)
+            raise
 
     async def _note_end(self, live: _Live, result: JobResult) -> None:
         """Write the final record, before anything is forgotten."""
@@ -1024,8 +1057,7 @@ class Runner(AsyncContextManagerMixin):
         None if nothing was launched and there was an attempt before: then the outcome of that one stands.
         """
         if live.lacks_secrets:
-            problem = "the job brought a secret by value, and a journal keeps no such values"
-            raise InvalidJob("secrets", "***", problem, "submit the same job again, with its secrets")
+            raise _without_secrets()
         begun = self._utcnow()
         live.token = ""
         try:
@@ -1106,11 +1138,8 @@ class Runner(AsyncContextManagerMixin):
         return await together.ready(index, partial(self._intent, live, prepared))
 
     async def _launched(self, live: _Live, ref: TaskRef) -> None:
-        try:
-            await self._note(live, ref=ref, must=False)
-        except Overtaken as exc:
-            await self._disown(live, ref, exc.page)
-            raise
+        if not self.backend.starts_later:
+            await self._note_ref(live, ref)
         self._accept(live)
         if self._tell:
             where, token = ref.address, ref.token
@@ -1267,6 +1296,8 @@ class Runner(AsyncContextManagerMixin):
             watch.answered()
             unseen = live.snapshot is None
             self._see(live, ref, watch, newer)
+            if live.page is not None and live.page.ref is None and newer.started_at is not None and not newer.ended:
+                await self._note_ref(live, ref)
             if watch.resumed and unseen and newer.cause is Cause.VANISHED:
                 # It may have done its work while nobody watched: that is not lost, it is not known.
                 said = f"nobody watched its end, and the platform no longer knows of it: {newer.reason}"
@@ -1644,6 +1675,11 @@ class _Alarms:
         self._scope.cancel()
 
 
+def _without_secrets() -> InvalidJob:
+    problem = "the job brought a secret by value, and a journal keeps no such values"
+    return InvalidJob("secrets", "***", problem, "submit the same job again, with its secrets")
+
+
 def _unanswered(operation: str, patience: float) -> BackendError:
     said = f"the platform did not answer to {operation} within {patience:g} s"
     return BackendError(said, operation=operation, retryable=True)
@@ -1698,6 +1734,13 @@ def _as_last(job: Job | None, page: Page) -> Job | None:
     if not size or size["memory_mib"] == job.size.memory_mib:
         return job
     return job.with_(vcpu=size["cpu_units"] / 1024, memory_gib=size["memory_mib"] / 1024)
+
+
+def _as_brought(live: _Live, job: Job) -> Job:
+    """Return *job*, in its size, as a caller has brought it since it was recovered."""
+    if live.brought is None:
+        return job
+    return live.brought.with_(vcpu=job.size.vcpu, memory_gib=job.size.memory_gib)
 
 
 def _ref_of(attempt: Attempt, key: str, backend: str) -> TaskRef:

@@ -207,10 +207,13 @@ class TestAFinalRecord:
         assert there == [[result.attempts[0].address]]
 
 
-async def died(world: World, journal: MemoryJournal, one: Job, *, calls: str, **options: Any) -> None:
+async def died(
+    world: World, journal: MemoryJournal, one: Job, *, calls: str, starts_later: bool = False, **options: Any
+) -> None:
     """Let a runner die right after the n-th call of an operation, as in ``submit:1``."""
     operation, _, number = calls.partition(":")
     backend = world.backend()
+    backend.starts_later = starts_later
 
     def step() -> None:
         if backend.called(operation) >= int(number):

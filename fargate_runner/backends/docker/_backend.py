@@ -67,6 +67,8 @@ _REAP_PATIENCE: Final = 20.0
 _REAP_AGAIN: Final = 3.0
 """Seconds after which a process that was just killed has no create or start under way any more."""
 _REAP_EVERY: Final = 600.0
+_LATE_START_PAUSES: Final = (0.2, 0.3, 0.5, 1.0, 1.0)
+"""Seconds between looks at what a dead process has created: its last request may be under way, and the job be quick."""
 _KEPT: Final = timedelta(hours=1)
 """How long an ended attempt of a dead process is kept, as ECS keeps stopped tasks."""
 _INIT_CODES: Final = {1, 126, 127}
@@ -225,6 +227,8 @@ class DockerBackend(Backend):
     """
 
     name: ClassVar[str] = "docker"
+    starts_later = True
+    """A launch waits for its image, its turn and its sidecars; a container that was never started is removed."""
 
     def __init__(
         self,
@@ -342,7 +346,7 @@ class DockerBackend(Backend):
         job = _of_role(group, "job")
         try:
             if job is None or job["State"] == "created":
-                await self._remove_group(token, group)
+                await self._remove_unstarted(token, group)
             elif job["State"] in {"exited", "dead"}:
                 found = await self._engine.inspect(job["Id"])
                 end = _spec.moment(found["State"]["FinishedAt"]) if found else None
@@ -354,6 +358,30 @@ class DockerBackend(Backend):
                             await self._engine.stop(other["Id"], int(other["Labels"].get(f"{LABEL}stop-timeout", "30")))
         except BackendError:
             return  # somebody else was quicker, or the engine is away
+
+    async def _remove_unstarted(self, token: str, group: Iterable[Mapping[str, Any]]) -> bool:
+        """Remove what a dead process has created, unless its last request has started it after all; say which."""
+        members = list(group)
+        job = _of_role(members, "job")
+        if job is not None and not await self._stays_created(job["Id"]):
+            return False
+        await self._remove_group(token, members)
+        return True
+
+    async def _stays_created(self, container: str) -> bool:
+        """
+        Whether a container of a dead process was never started, and will not be.
+
+        One that was started and is over by now would be removed as well, and its job run a second time.
+        """
+        for pause in (*_LATE_START_PAUSES, None):
+            there = await self._engine.inspect(container)
+            if there is not None and there["State"]["Status"] != "created":
+                return False
+            if there is None or pause is None:
+                break
+            await anyio.sleep(pause)
+        return True
 
     async def _remove_group(self, token: str, group: Iterable[Mapping[str, Any]]) -> None:
         """Remove the containers of an attempt whose own container does not run; nothing if it does after all."""
@@ -696,6 +724,8 @@ class DockerBackend(Backend):
                     return str(there["Id"])
                 is_unstarted = there["State"]["Status"] == "created"
                 if not is_unstarted or not await anyio.to_thread.run_sync(_host.is_dead, owner):
+                    raise _Met
+                if not await self._stays_created(there["Id"]):
                     raise _Met
                 await self._engine.remove(there["Id"], force=False)
             # The engine takes a name some moments before it shows the container.
@@ -1129,9 +1159,10 @@ class DockerBackend(Backend):
             if _spec.job_name(token) in self._records:
                 continue
             job = _of_role(group, "job")
-            if (job is None or job["State"] == "created") and await _is_abandoned(group):
-                await self._remove_group(token, group)
-            elif job is not None:
+            is_unstarted = (job is None or job["State"] == "created") and await _is_abandoned(group)
+            if is_unstarted and await self._remove_unstarted(token, group):
+                continue
+            if job is not None:
                 refs.append(_ref_of(job["Labels"]))
         refs.extend(
             record.ref
@@ -1190,8 +1221,8 @@ class DockerBackend(Backend):
         if status == "created" and not found["State"].get("Error"):
             owner = labels.get(f"{LABEL}owner")
             if await anyio.to_thread.run_sync(_host.is_dead, owner):
-                await self._remove_group(token, group or [{"Id": found["Id"], "Labels": labels}])
-                return None
+                unstarted = group or [{"Id": found["Id"], "Labels": labels}]
+                return None if await self._remove_unstarted(token, unstarted) else await self._adopt(address)
         created = _spec.moment(found["Created"])
         signals = (
             await self._engine.signals_sent(found["Id"], created)

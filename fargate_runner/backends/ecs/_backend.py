@@ -180,6 +180,9 @@ class EcsBackend(Backend):
             self.log_group = found.log_group
         self.chosen = found.why
 
+    def now(self) -> datetime:
+        return self._utcnow()
+
     @property
     def api(self) -> Api:
         """The door to AWS: its ``stats`` count the calls."""
@@ -201,7 +204,7 @@ class EcsBackend(Backend):
             if not self.cluster:
                 await self._settle()
             self._definitions = TaskDefinitions(self._api)
-            self._watch = Watch(self._api, self.cluster, utcnow=self._utcnow, cadence=self._cadence)
+            self._watch = Watch(self._api, self.cluster, utcnow=self._utcnow, cadence=self._cadence, met=self._met)
             self._reader = LogReader(self._api, utcnow=self._utcnow, cadence=self._log_cadence)
             self._finder = _Finder(self._api, self.cluster)
             self._turns = _Turns(self._api)

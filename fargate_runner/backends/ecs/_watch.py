@@ -40,6 +40,8 @@ class Cadence:
     """From a launch to the first look: nothing on Fargate starts faster."""
     period: float = 2.0
     """Between two looks at a task, where there are few."""
+    gather: float = 0.05
+    """How long the first look at a task that was met waits for others; ten times as long if more and more come."""
     reads_per_second: float = 5.0
     """Looks, of a hundred tasks each, where there are many: a quarter of what AWS gives an account."""
     grace: float = 300.0
@@ -54,7 +56,7 @@ class Cadence:
     @classmethod
     def quick(cls) -> Self:
         """Return one for a platform that takes no time: a fake one."""
-        return cls(first=0.02, period=0.05, reads_per_second=100.0)
+        return cls(first=0.02, period=0.05, gather=0.005, reads_per_second=100.0)
 
 
 class _Entry:
@@ -74,6 +76,7 @@ class _Entry:
         "known_from",
         "leaving_since",
         "looked_at",
+        "met",
         "missing",
         "missing_since",
         "moved_at",
@@ -87,8 +90,10 @@ class _Entry:
         "watcher",
     )
 
-    def __init__(self, arn: str, container: str, known_from: float, due: float) -> None:
+    def __init__(self, arn: str, container: str, known_from: float, due: float, *, met: bool) -> None:
         self.arn = arn
+        self.met = met
+        """It was launched before this process knew of it."""
         self.container = container
         self.known_from = known_from
         """When it was launched, in the loop's seconds; it may be missing for a while from then on."""
@@ -152,11 +157,21 @@ class _Entry:
 class Watch:
     """Everything that is awaited in one cluster. `run` polls; `observe` waits for what it finds."""
 
-    def __init__(self, api: Api, cluster: str, *, utcnow: Callable[[], datetime], cadence: Cadence) -> None:
+    def __init__(
+        self,
+        api: Api,
+        cluster: str,
+        *,
+        utcnow: Callable[[], datetime],
+        cadence: Cadence,
+        met: Callable[[Mapping[str, Any]], object] = lambda _: None,
+    ) -> None:
+        """*met* is told of each task that a look describes."""
         self._api = api
         self._cluster = cluster
         self._utcnow = utcnow
         self._cadence = cadence
+        self._met = met
         self._entries: dict[str, _Entry] = {}
         self._strangers: dict[str, None] = {}
         """Those of which nothing but events has told, the oldest first."""
@@ -193,7 +208,7 @@ class Watch:
         try:
             if after is None and not self._is_fresh(entry):
                 if not entry.alone:
-                    entry.due = min(entry.due, anyio.current_time())
+                    entry.due = min(entry.due, anyio.current_time() + self._cadence.gather)
                 self._rouse(entry)
                 looked_at = entry.looked_at
                 while entry.looked_at == looked_at and not _ended(entry):
@@ -278,10 +293,11 @@ class Watch:
             if submitted_at is not None:
                 known_from, due = submitted_at, submitted_at + self._cadence.first
             elif created_at is not None:
-                known_from, due = now - max(0.0, (self._utcnow() - created_at).total_seconds()), now
+                age = max(0.0, (self._utcnow() - created_at).total_seconds())
+                known_from, due = now - age, now + self._cadence.gather
             else:
-                known_from, due = now - self._cadence.grace, now
-            entry = self._entries[arn] = _Entry(arn, container, known_from, due)
+                known_from, due = now - self._cadence.grace, now + self._cadence.gather
+            entry = self._entries[arn] = _Entry(arn, container, known_from, due, met=submitted_at is None)
         elif submitted_at is not None:
             entry.known_from = max(entry.known_from, submitted_at)  # an event was faster than the launch's answer
         if not entry.container:
@@ -313,11 +329,26 @@ class Watch:
                 period = self._period(len(awaited))
                 # A call that is made anyway takes along what is due soon.
                 soon = [entry for entry in awaited if entry.due <= now + period / 2 and not entry.alone]
+                if not first.alone and (pause := self._others_are_coming(soon, first, now)):
+                    await anyio.sleep(pause)
+                    continue
                 batch = [first] if first.alone else heapq.nsmallest(_BATCH, soon, key=_due)
                 for entry in batch:
                     entry.asking = True
                 looks.start_soon(self._look_at, batch, now + period)
                 await anyio.lowlevel.checkpoint()
+
+    def _others_are_coming(self, soon: Sequence[_Entry], first: _Entry, now: float) -> float:
+        """
+        Return for how long a call that is not full should wait for more: tasks are being met, one after another.
+
+        A runner that goes on with a thousand jobs asks for each of them at almost the same time.
+        """
+        if len(soon) >= _BATCH:
+            return 0.0
+        met = [entry.due for entry in soon if entry.looked_at == float("-inf") and entry.met]
+        until = min(max(met, default=now), first.due + 9 * self._cadence.gather)
+        return max(0.0, until - now)
 
     def _period(self, awaited: int) -> float:
         calls = -(-awaited // _BATCH)
@@ -375,6 +406,8 @@ class Watch:
                     said = f"ECS did not describe the task {entry.arn}: {fault}"
                     self._fail([entry], BackendError(said, operation="DescribeTasks", code=fault, retryable=True))
                 continue
+            if entry.arn in self._entries:  # it may have been forgotten meanwhile
+                self._met(task)
             entry.missing = 0
             entry.alone = False
             entry.looked_at = anyio.current_time()
