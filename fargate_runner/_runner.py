@@ -121,6 +121,7 @@ class _Live:
         "key",
         "lacks_secrets",
         "letting_go",
+        "met_over",
         "name",
         "on_end",
         "owned",
@@ -168,6 +169,7 @@ class _Live:
         self.snapshot: Snapshot | None = None
         self.stop: StopAsked | None = None
         self.letting_go = False
+        self.met_over = False
         self.finished = False
         self.result: JobResult | None = None
         self.error: Exception | None = None
@@ -377,10 +379,10 @@ class Runner(AsyncContextManagerMixin):
         self._utcnow = utcnow
         self._tasks: TaskGroup | None = None
         self._closing = False
-        self._lives: set[_Live] = set()
+        self._lives: dict[_Live, None] = {}  # in their order: the same program does the same each time
         self._named: dict[str, _Live] = {}
         self._kept: deque[_Live] = deque()
-        self._read_on: set[_Live] = set()
+        self._read_on: dict[_Live, None] = {}
         self._room = Room()
         self._alarms = _Alarms()
 
@@ -625,7 +627,7 @@ class Runner(AsyncContextManagerMixin):
 
     def _register(self, job: Job | None, key: str, *, owned: bool) -> _Live:
         live = _Live(job, key, owned=owned, accepted_at=self._utcnow())
-        self._lives.add(live)
+        self._lives[live] = None
         self._named[key] = live
         return live
 
@@ -700,7 +702,7 @@ class Runner(AsyncContextManagerMixin):
         unnamed = live.job is not None and live.job.key is None
         if (unnamed or live.error is not None) and self._named.get(live.key) is live:
             del self._named[live.key]
-        self._lives.discard(live)
+        self._lives.pop(live, None)
         live.page = live.watch = None
         self._room.left(live)
         live.finish()
@@ -737,6 +739,8 @@ class Runner(AsyncContextManagerMixin):
         else:
             page = await self._open_page(live)
             if page is not None and page.result is not None:
+                live.met_over = not live.accepted
+                self._bring_refs(live, page)
                 self._end_as(live, page.result)
                 return
             job, coming = await self._begin(live, page, found)
@@ -891,10 +895,7 @@ class Runner(AsyncContextManagerMixin):
     async def _resume(self, live: _Live, job: Job | None, page: Page) -> list[TaskRef | Attempt]:
         """Return the attempt that the page says is under way, if there is one; a launch in doubt is cleared up."""
         self._accept(live, adopted=True)
-        seen = {ref.token for ref in live.refs}
-        for attempt in page.attempts:
-            if attempt.address and attempt.token not in seen:  # for the lines of a handle
-                live.refs.append(_ref_of(attempt, page.key, self.backend.name))
+        self._bring_refs(live, page)
         if page.stop is not None and page.stop.kind is Kind.CANCELLED:
             live.ask_stop(page.stop)
         if page.ref is not None:
@@ -903,6 +904,13 @@ class Runner(AsyncContextManagerMixin):
             return []
         cleared = await self._sent_again(live, job, page, page.launch)
         return [cleared] if cleared is not None else []
+
+    def _bring_refs(self, live: _Live, page: Page) -> None:
+        """Know where the attempts were that are over, for the lines of a handle."""
+        seen = {ref.token for ref in live.refs}
+        for attempt in page.attempts:
+            if attempt.address and attempt.token not in seen:
+                live.refs.append(_ref_of(attempt, page.key, self.backend.name))
 
     async def _sent_again(self, live: _Live, job: Job | None, page: Page, launch: Launch) -> TaskRef | Attempt | None:
         """Clear up a launch that was written down, and of which nobody wrote what came of it."""
@@ -1462,7 +1470,8 @@ class Runner(AsyncContextManagerMixin):
 
     async def _retire(self, live: _Live) -> None:
         """Let the platform forget an ended job: at once, or when its logs are no longer kept for a handle."""
-        if live.result is None or not live.owned:
+        # Of a job that was over when we met it, whoever saw its end has freed what it held.
+        if live.result is None or not live.owned or live.met_over:
             return
         if not live.retired and not self._closing:
             self._kept.append(live)
@@ -1474,14 +1483,14 @@ class Runner(AsyncContextManagerMixin):
 
     def _reader_left(self, live: _Live) -> None:
         if live in self._read_on and not live.readers and not self._closing:
-            self._read_on.discard(live)
+            self._read_on.pop(live, None)
             self._task_group.start_soon(self._forget, live)
 
     async def _forget(self, live: _Live) -> None:
         if live.forgotten:
             return
         if live.readers and not self._closing:
-            self._read_on.add(live)
+            self._read_on[live] = None
             return
         live.forgotten = True
         for ref in live.refs:

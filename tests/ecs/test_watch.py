@@ -401,15 +401,17 @@ def test_a_state_never_goes_back_whatever_the_order_of_the_news(order: list[int]
     async def main() -> None:
         history = await _history(aws, exit_code)
         arn = history[0]["taskArn"]
-        phases: list[Phase] = []
+        seen: list[Snapshot] = []
 
         async with watching(aws) as watch:
             for number in order:
                 watch.saw(history[number % len(history)], "event")
-                phases.append(watch._entries[arn].snapshot.phase)  # type: ignore[union-attr]
+                seen.append(watch._entries[arn].snapshot)  # type: ignore[arg-type]
             end = await until_end(watch, arn)
 
+        phases, codes_known = [s.phase for s in seen], [s.exit_code is not None for s in seen]
         assert phases == sorted(phases)
+        assert codes_known == sorted(codes_known)
         assert (end.cause, end.exit_code) == (Cause.EXITED, exit_code)
 
     anyio.run(main, backend_options={"loop_factory": clock.loop})

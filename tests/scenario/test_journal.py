@@ -27,7 +27,7 @@ from fargate_runner import (
 )
 from fargate_runner._journal import Page
 from fargate_runner.telemetry import AttemptLaunched, JobEnded
-from tests.scenario.faults import Fault, once
+from tests.scenario.faults import Fault, How, once
 from tests.scenario.killed import Killed, Plug, PluggedJournal
 from tests.scenario.world import World, fixed, job, seconds, virtually
 
@@ -208,11 +208,17 @@ class TestAFinalRecord:
 
 
 async def died(
-    world: World, journal: MemoryJournal, one: Job, *, calls: str, starts_later: bool = False, **options: Any
+    world: World,
+    journal: MemoryJournal,
+    one: Job,
+    *faults: Fault,
+    calls: str,
+    starts_later: bool = False,
+    **options: Any,
 ) -> None:
-    """Let a runner die right after the n-th call of an operation, as in ``submit:1``."""
+    """Let a runner die at the n-th call of an operation, as in ``submit:1``."""
     operation, _, number = calls.partition(":")
-    backend = world.backend()
+    backend = world.backend(*faults)
     backend.starts_later = starts_later
 
     def step() -> None:
@@ -292,6 +298,17 @@ class TestALaunchWithoutAnAnswer:
                 await runner.run(job("quick", key="k"))
 
         assert backend.called("submit") == 0
+
+    async def test_that_is_refused_goes_on_with_the_next_placement(self, world: World) -> None:
+        journal = MemoryJournal()
+        no_room = [once("has_no_room", 1, "submit"), once("has_no_room", 2, "submit")]
+        await died(world, journal, job("quick", key="k"), *no_room, calls="submit:3")
+
+        async with world.runner(no_room[0], journal=journal) as runner:
+            result = await runner.run(job("quick", key="k"))
+
+        assert result.succeeded
+        assert [identity.placement for identity in world.started] == [4]
 
     async def test_can_be_run_again_by_choice(self, world: World) -> None:
         journal = MemoryJournal()
@@ -406,6 +423,24 @@ class TestTwoRunnersOfOneJournal:
         assert results[0] == results[1]
         assert results[0].outcome.kind is Kind.CANCELLED
         assert results[0].outcome.detail == "enough"
+
+    async def test_what_one_launched_too_late_is_stopped(self, world: World) -> None:
+        """One is told that there is no room and goes on to another placement; the other's launch was under way."""
+        journal = MemoryJournal()
+        results: list[JobResult] = []
+
+        async def live(after: float, how: How) -> None:
+            await anyio.sleep(after)
+            async with world.runner(once(how, 1, "submit"), journal=journal) as runner:
+                results.append(await runner.run(job("quick", key="k")))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(live, 0.0, "has_no_room")
+            tasks.start_soon(live, 0.5, "is_slow")
+
+        assert results[0] == results[1]
+        assert [identity.placement for identity in world.started] == [2, 1]
+        assert [run.was_stopped for run in world.platform._runs.values()] == [True]  # the other was seen to its end
 
 
 class BrokenJournal(MemoryJournal):

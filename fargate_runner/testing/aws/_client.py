@@ -7,7 +7,6 @@ A client answers in the shapes of botocore's model, raises botocore's exceptions
 from __future__ import annotations
 
 import functools
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -136,7 +135,7 @@ class FakeClient:
             raise RuntimeError(f"this {self._service} client is closed: it was used after its 'async with' was left")
         model = self.meta.service_model.operation_model(operation)
         _check(request, model)
-        request = {name: str(uuid.uuid4()) for name in model.idempotent_members if name not in request} | request
+        request = {name: self._aws.new_id() for name in model.idempotent_members if name not in request} | request
         cut, reply = "timeout", dict[str, Any]()
         with anyio.move_on_after(self._patience):
             try:
@@ -151,14 +150,14 @@ class FakeClient:
         if (stream := model.output_shape and model.output_shape.event_stream_name) and stream in reply:
             reply[stream] = _Stream(reply[stream], operation)
             self._streams.append(reply[stream])
-        return reply | {"ResponseMetadata": _metadata(200)}
+        return reply | {"ResponseMetadata": _metadata(200, self._aws.new_id())}
 
     def _refuse(self, error: AwsError, operation: str) -> NoReturn:
         # A service whose older protocol had other names for its errors still goes by those.
         code = QUERY_ERRORS.get(error.code, error.code) if self._service == "sqs" else error.code
         response = {
             "Error": {"Message": error.message, "Code": code},
-            "ResponseMetadata": _metadata(error.status),
+            "ResponseMetadata": _metadata(error.status, self._aws.new_id()),
             **error.members,
         }
         shape = self.meta.service_model.shape_for_error_code(error.code)
@@ -208,8 +207,7 @@ def _check(request: Mapping[str, Any], model: Any) -> None:
         raise ParamValidationError(report=report.generate_report())
 
 
-def _metadata(status: int) -> dict[str, Any]:
-    request_id = str(uuid.uuid4())
+def _metadata(status: int, request_id: str) -> dict[str, Any]:
     headers = {"x-amzn-requestid": request_id, "content-type": "application/x-amz-json-1.1"}
     return {"RequestId": request_id, "HTTPStatusCode": status, "HTTPHeaders": headers, "RetryAttempts": 0}
 

@@ -13,6 +13,7 @@ from datetime import datetime
 from random import Random
 from typing import Any, Literal
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import anyio
 import anyio.lowlevel
@@ -224,6 +225,7 @@ class FakeAws:
         self.credentials = Credentials(self.clock)
         self._buckets = {name: Bucket(rate, self.clock) for name, rate in self.quotas.rates.items()}
         self._random = Random(f"{seed}/latency")  # noqa: S311 (repeatable, not secret)
+        self._ids = Random(f"{seed}/ids")  # noqa: S311
 
         self.logs = LogsService(self.clock, region=region, account=account, seed=seed, ingestion=ingestion)
         self.sqs = SqsService(self.clock, region=region, account=account, seed=seed)
@@ -377,6 +379,10 @@ class FakeAws:
     def _launched(self, task: Task) -> None:
         if self.faults.chaos is not None:
             self.faults.chaos.launch(self.world, task)
+
+    def new_id(self) -> str:
+        """Return what a request goes by, the same for the same seed."""
+        return str(UUID(int=self._ids.getrandbits(128), version=4))
 
     def session(self, access_key: str | None = None) -> Any:
         """Return what `aioboto3.Session` is to AWS: it makes clients, in process."""

@@ -1,0 +1,651 @@
+"""One seed: its lives on one fake AWS and one journal, in virtual time, and a history of what really happened."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import random as the_random
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
+from random import Random
+from typing import Any
+
+import anyio
+import attrs
+
+from fargate_runner import (
+    BackendError,
+    EcsBackend,
+    FargateRunnerError,
+    Job,
+    JobFailed,
+    JobHandle,
+    JobNotFound,
+    JobResult,
+    JournalError,
+    Kind,
+    Network,
+    Roles,
+    Runner,
+    RunnerClosed,
+)
+from fargate_runner._journal import Page
+from fargate_runner.testing.aws import FakeAws, Fault, TaskTruth
+from fargate_runner.testing.aws._client import FakeSession
+from fargate_runner.testing.clock import VirtualClock
+from tests.chaos.lives import Book, Killed, LifesJournal, Mortal, Wire, undertaker
+from tests.chaos.plan import Lifetime, Plan, Window, plan_of, script, stuck
+
+__all__ = ["History", "Placed", "Read", "Span", "Told", "live_through"]
+
+NETWORK = Network(subnets=["subnet-0aaaaaaaa00000001", "subnet-0bbbbbbbb00000001"])
+ROLES = Roles(execution="arn:aws:iam::123456789012:role/execution")
+_STUCK_RATE = 0.02
+_LONGEST_LIFE = 10 * 3600.0
+"""Virtual seconds. No job takes so long; whoever still waits then will wait for ever."""
+_TRIES = 10
+
+
+@attrs.frozen(kw_only=True)
+class Placed:
+    """A task that was really started."""
+
+    key: str
+    attempt: int
+    memory_mib: int
+    hidden_until: float
+    """Until then, ECS did not describe it."""
+    truth: TaskTruth
+
+
+@attrs.frozen(kw_only=True)
+class Span:
+    """That a life looked after a job, from when to when."""
+
+    life: str
+    key: str
+    begun: float
+    ended: float
+    owned: bool
+
+
+@attrs.frozen(kw_only=True)
+class Told:
+    """That a life was told how a job ended."""
+
+    life: str
+    key: str
+    at: float
+    result: JobResult
+
+
+@attrs.frozen(kw_only=True)
+class Read:
+    """The lines that a life read of a job, from the first to the last."""
+
+    life: str
+    key: str
+    lines: tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Orphan:
+    """A task that was alive although the runner that owned it had left, with ``on_exit="stop"``."""
+
+    life: str
+    key: str
+    arn: str
+
+
+@attrs.define(kw_only=True)
+class History:
+    """What happened, for the checker."""
+
+    seed: int
+    jobs: dict[str, Job]
+    tasks: list[Placed]
+    pages: dict[str, list[Page | None]]
+    """What was committed for each key, in order; None where the page was forgotten."""
+    spans: list[Span]
+    told: list[Told]
+    readings: list[Read]
+    cancelled: dict[str, float]
+    """Which jobs somebody asked to end, and when first."""
+    left: list[Orphan]
+    silences: list[tuple[float, float]]
+    """When AWS did not answer at all, or no credentials were good, in seconds of the clock."""
+    wrong: list[str]
+    """What nobody should ever be told: errors, and lives without end."""
+    zero: datetime
+    in_order: bool
+    """Whether CloudWatch took lines in in their order. If not, a reader gets late ones late."""
+    ended: float
+    calls: Counter[str] = attrs.field(factory=Counter)
+    faults: Counter[str] = attrs.field(factory=Counter)
+    refused: Counter[str] = attrs.field(factory=Counter)
+    """How many calls AWS's own token buckets turned away."""
+    sent_again: Counter[str] = attrs.field(factory=Counter)
+    """How often a life sent the token of a launch again although it knew that ECS had refused it."""
+    peaks: dict[str, tuple[int, float]] = attrs.field(factory=dict)
+    """The most calls within a second, and what AWS publishes, by bucket."""
+    replays: int = 0
+    """How many launches were sent that a life before had sent already."""
+    lives: int = 0
+    kills: int = 0
+
+    def at(self, moment: datetime) -> float:
+        """Return a moment in seconds of the clock."""
+        return (moment - self.zero).total_seconds()
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How much there was of everything."""
+        return Counter(
+            lives=self.lives,
+            kills=self.kills,
+            jobs=len(self.jobs),
+            tasks=len(self.tasks),
+            calls=self.calls.total(),
+            faults=self.faults.total(),
+            replays=self.replays,
+            unknown=sum(
+                attempt.outcome.kind is Kind.UNKNOWN
+                for pages in self.pages.values()
+                for page in pages[-1:]
+                if page is not None
+                for attempt in page.attempts
+            ),
+        )
+
+    @property
+    def digest(self) -> str:
+        """What is the same when the same seed lives the same history."""
+        said = repr((self.tasks, sorted(self.pages.items()), self.told, self.readings, sorted(self.calls.items())))
+        return hashlib.sha256(said.encode()).hexdigest()[:12]
+
+
+class CountingAws(FakeAws):
+    """Counts what the token buckets turn away: throttles by chaos are no fault of the client's."""
+
+    refused: Counter[str]
+
+    def _take(self, bucket: str, tokens: float) -> bool:
+        taken = super()._take(bucket, tokens)
+        if not taken:
+            self.refused[bucket] += 1
+        return taken
+
+
+class Years:
+    """Everything that a seed's lives share."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.clock = VirtualClock()
+        self.aws = CountingAws(
+            clock=self.clock,
+            seed=plan.seed,
+            script=script,
+            task_script=stuck(plan.seed, _STUCK_RATE if plan.chaos.start_failure else 0.0),
+            clusters=("jobs",),
+            pace=plan.pace,
+            visible_after=plan.visible_after,
+            latency=(0.01, 0.2),
+            chaos=plan.chaos,
+            ingestion=plan.ingestion,
+            validate=False,
+        )
+        self.aws.refused = Counter()
+        self.book = Book()
+        self.jobs = {str(job.key): job for job in plan.jobs}
+        self.texts: dict[str, str] = {}
+        self.all_is_well = False
+        self.history = History(
+            seed=plan.seed,
+            jobs=self.jobs,
+            tasks=[],
+            pages=self.book.history,
+            spans=[],
+            told=[],
+            readings=[],
+            cancelled={},
+            left=[],
+            silences=[],
+            wrong=[],
+            zero=self.clock.utcnow(),
+            in_order=plan.ingestion.in_order,
+            ended=0.0,
+        )
+
+    @property
+    def now(self) -> float:
+        return self.clock.time()
+
+    def run(self) -> History:
+        the_random.seed(self.plan.seed)  # the pauses between tries of a call, and between attempts
+        with warnings.catch_warnings():
+            # A life may die between the making of a task and its first step.
+            warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+            anyio.run(self._run, backend_options={"loop_factory": self.clock.loop})
+        return self._told_by_all()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(undertaker)
+        loop.set_exception_handler(self._unheard)
+        last = len(self.plan.lives) - 1
+        async with anyio.create_task_group() as background:
+            for number, lifetime in enumerate(self.plan.lives):
+                for outage in self.plan.outages:
+                    if outage.life == number:
+                        self.aws.world.capacity.out(outage.provider, zone=outage.zone, seconds=outage.lasts)
+                for window in self.plan.windows:
+                    if window.life == number:
+                        background.start_soon(self._bad_time, window)
+                if number == last:
+                    background.start_soon(self._calm)
+                await self._lives(number, lifetime, is_last=number == last)
+                await anyio.sleep(lifetime.gap)
+            background.cancel_scope.cancel()
+        await self._wind_down()
+
+    async def _lives(self, number: int, lifetime: Lifetime, *, is_last: bool) -> None:
+        async with anyio.create_task_group() as together:
+            together.start_soon(self._life, f"{number}", lifetime, is_last)
+            if lifetime.twin is not None:
+                await anyio.sleep(lifetime.twin_after)
+                together.start_soon(self._life, f"{number}b", lifetime.twin, False)
+
+    async def _life(self, name: str, lifetime: Lifetime, is_last: bool) -> None:
+        mortal = Mortal(
+            name,
+            Random(f"{self.plan.seed}/life/{name}"),
+            dies_at=lifetime.at if lifetime.leaves == "killed at a step" else float("inf"),
+            dies_at_launch=lifetime.at if lifetime.leaves == "killed at a launch" else float("inf"),
+        )
+        self.history.lives += 1
+        life = _Life(self, mortal, lifetime, is_last=is_last)
+        root = mortal.start(life.live())
+        death = asyncio.ensure_future(mortal.died.wait())
+        limit = lifetime.at if lifetime.leaves == "killed" else _LONGEST_LIFE
+        await asyncio.wait({root, death}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        if not root.done():
+            if not lifetime.leaves.startswith("killed"):
+                self.history.wrong.append(f"the life {name} did not end: {life.unfinished()}")
+            mortal.die()
+        if mortal.dead:
+            self.history.kills += 1
+        life.ended()
+        await mortal.bury()
+        death.cancel()
+        if root.done() and not mortal.dead and (error := root.exception()) is not None:
+            self.history.wrong.append(f"the life {name} crashed: {_whole(error)}")
+
+    async def _bad_time(self, window: Window) -> None:
+        await anyio.sleep(window.begins)
+        fault = {
+            "throttles": Fault(times=float("inf"), code="ThrottlingException", message="Rate exceeded"),
+            "expired": Fault(times=float("inf"), code="ExpiredTokenException", message="it is expired", status=403),
+            "silence": Fault(times=float("inf"), cut=True),
+        }[window.kind]
+        begun = self.now
+        self.aws.faults.rules.append(fault)
+        try:
+            await anyio.sleep(window.lasts)
+        finally:
+            with contextlib.suppress(ValueError):  # all is well already
+                self.aws.faults.rules.remove(fault)
+            self.history.faults[window.kind] += fault.happened
+            self.history.silences.append((begun, self.now))
+
+    async def _calm(self) -> None:
+        await anyio.sleep(self.plan.calm_after)
+        self.aws.faults.clear()
+        self.aws.world.capacity.back()
+        self.all_is_well = True
+
+    async def _wind_down(self) -> None:
+        """Give what was told to stop the time to do so."""
+        await anyio.sleep(600)
+        self.history.ended = self.now
+
+    def _unheard(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if error is None or not _is_death(error):
+            self.history.wrong.append(f"nobody heard: {context.get('message')}: {error!r}")
+
+    def _told_by_all(self) -> History:
+        history, aws = self.history, self.aws
+        keys = {str(job.key): job for job in self.plan.jobs}
+        for truth in aws.world.truth():
+            task = aws.world.tasks[truth.arn]
+            run = task.container("main").run
+            key = run.environment["FARGATE_RUNNER_KEY"]
+            assert key in keys
+            number = int(run.environment["FARGATE_RUNNER_ATTEMPT"])
+            hidden_until = max(task.visible_at, task.hidden_until)
+            history.tasks.append(
+                Placed(
+                    key=key,
+                    attempt=number,
+                    memory_mib=int(task.memory or 0),
+                    hidden_until=hidden_until,
+                    truth=truth,
+                )
+            )
+        history.calls = Counter(aws.calls.operations)
+        history.refused = aws.refused
+        sent = Counter(call.request.get("clientToken") for call in aws.calls if call.called == "ecs.RunTask")
+        history.replays = sum(times - 1 for times in sent.values())
+        for call in aws.calls:
+            if call.outcome != "ok":
+                history.faults[call.outcome] += 1
+        history.peaks = {
+            name: (aws.calls.peak(name), rate.burst + rate.refill) for name, rate in aws.quotas.rates.items()
+        }
+        return history
+
+
+class _Life:
+    """What one life does."""
+
+    def __init__(self, years: Years, mortal: Mortal, lifetime: Lifetime, *, is_last: bool) -> None:
+        self._years = years
+        self._mortal = mortal
+        self._lifetime = lifetime
+        self._is_last = is_last
+        self._history = years.history
+        self._held: dict[str, tuple[float, bool]] = {}
+        self._leaving = False
+        self._scopes: dict[anyio.CancelScope, None] = {}
+
+    @property
+    def _alive(self) -> bool:
+        return not self._mortal.dead
+
+    def unfinished(self) -> str:
+        return ", ".join(self._held)
+
+    def ended(self) -> None:
+        """Note that it looks after nothing any more."""
+        for key in tuple(self._held):
+            self._let_go(key)
+
+    def _hold(self, key: str, *, owned: bool) -> None:
+        if self._alive and key not in self._held:
+            self._held[key] = self._years.now, owned
+
+    def _let_go(self, key: str) -> None:
+        if (held := self._held.pop(key, None)) is not None:
+            span = Span(life=self._mortal.name, key=key, begun=held[0], ended=self._years.now, owned=held[1])
+            self._history.spans.append(span)
+
+    def _cancels(self, key: str) -> None:
+        if self._alive:
+            self._history.cancelled.setdefault(key, self._years.now)
+
+    def _wrong(self, said: str) -> None:
+        if self._alive:
+            self._history.wrong.append(f"life {self._mortal.name}: {said}")
+
+    async def live(self) -> None:
+        years, lifetime = self._years, self._lifetime
+        plan = years.plan
+        backend = EcsBackend(
+            "jobs",
+            network=NETWORK,
+            roles=ROLES,
+            capacity=plan.capacity,
+            session=FakeSession(Wire(self._mortal, years.aws, years.history.sent_again), region_name=years.aws.region),  # type: ignore[arg-type]
+            region=years.aws.region,
+            utcnow=years.clock.utcnow,
+            cadence=plan.cadence,
+            log_cadence=plan.log_cadence,
+        )
+        journal = LifesJournal(years.book, self._mortal, slowest=plan.slowest_write, troubles=lifetime.journal_troubles)
+        runner = Runner(backend, journal=journal, on_exit=lifetime.on_exit, utcnow=years.clock.utcnow)
+        with anyio.CancelScope() as whole:
+            async with runner:
+                try:
+                    async with anyio.create_task_group() as tasks:
+                        if lifetime.leaves == "leaves":
+                            tasks.start_soon(self._leave, tasks.cancel_scope)
+                        elif lifetime.leaves == "is cancelled":
+                            tasks.start_soon(self._leave, whole)
+                        await self._begin(runner, tasks)
+                        for key, after in lifetime.stops:
+                            tasks.start_soon(self._stop, runner, key, after)
+                        if lifetime.leaves not in {"leaves", "is cancelled"}:
+                            return
+                        await anyio.sleep_forever()
+                finally:
+                    self._leaves(lifetime.on_exit)
+        self._has_left(lifetime.on_exit)
+
+    async def _leave(self, scope: anyio.CancelScope) -> None:
+        await anyio.sleep(self._lifetime.at)
+        for one in tuple(self._scopes):
+            one.cancel()
+        scope.cancel()
+
+    def _leaves(self, on_exit: str) -> None:
+        self._leaving = True
+        for key, (_, owned) in self._held.items():
+            if on_exit == "stop" and owned:
+                self._cancels(key)
+
+    def _has_left(self, on_exit: str) -> None:
+        """See whether what was owned is over, unless somebody else looks after it."""
+        if on_exit != "stop" or not self._alive or self._lifetime.twin is not None or "b" in self._mortal.name:
+            return
+        world = self._years.aws.world
+        owned = [key for key, (_, owned) in self._held.items() if owned]
+        for key in owned:
+            for truth in world.truth():
+                task = world.tasks[truth.arn]
+                if truth.status != "STOPPED" and task.container("main").run.environment["FARGATE_RUNNER_KEY"] == key:
+                    self._history.left.append(Orphan(life=self._mortal.name, key=key, arn=truth.arn))
+
+    async def _begin(self, runner: Runner, tasks: Any) -> None:
+        how, keys = self._lifetime.how, list(self._years.jobs)
+        if how.startswith("recover"):
+            for handle in await self._recovered(runner):
+                self._hold(handle.key, owned=True)
+                tasks.start_soon(self._see_to, handle)
+        if how.endswith("submit"):
+            self._mortal.random.shuffle(keys)
+            for key in keys:
+                tasks.start_soon(self._submit, runner, key)
+        if how == "run":
+            for key in keys:
+                tasks.start_soon(self._run, runner, key)
+        if how == "map":
+            tasks.start_soon(self._map, runner)
+        if how == "attach":
+            for key in keys:
+                if self._mortal.random.random() < 0.8:
+                    tasks.start_soon(self._attach, runner, key)
+
+    async def _recovered(self, runner: Runner) -> list[JobHandle]:
+        try:
+            return await runner.recover()
+        except JournalError as exc:
+            if not exc.retryable:
+                self._wrong(f"recover: {exc!r}")
+            return []
+
+    async def _submit(self, runner: Runner, key: str) -> None:
+        with self._cancelled_in_order():
+            await self._submit_until_told(runner, key)
+
+    async def _submit_until_told(self, runner: Runner, key: str) -> None:
+        tries = 0
+        while True:
+            tries += 1
+            self._hold(key, owned=True)
+            all_is_well = self._years.all_is_well
+            try:
+                handle = await runner.submit(self._years.jobs[key])
+            except (BackendError, JournalError) as exc:
+                if self._is_last and (all_is_well or tries == _TRIES):
+                    self._wrong(f"submit {key}: {exc!r}")
+                elif self._is_last:
+                    await anyio.sleep(120)
+                    continue
+                self._let_go(key)
+                return
+            except FargateRunnerError as exc:
+                if not (isinstance(exc, RunnerClosed) and self._leaving):
+                    self._wrong(f"submit {key}: {exc!r}")
+                self._let_go(key)
+                return
+            except anyio.get_cancelled_exc_class():
+                self._cancels(key)
+                raise
+            if await self._see_to(handle) or not self._is_last or tries >= _TRIES:
+                return
+
+    @contextlib.contextmanager
+    def _cancelled_in_order(self) -> Iterator[None]:
+        """
+        Let what is inside be cancelled in the order in which it began, when the life leaves.
+
+        anyio cancels a group in the order of addresses, which is another each time.
+        """
+        with anyio.CancelScope() as scope:
+            self._scopes[scope] = None
+            try:
+                yield
+            finally:
+                del self._scopes[scope]
+
+    async def _run(self, runner: Runner, key: str) -> None:
+        with self._cancelled_in_order():
+            await self._run_until_told(runner, key)
+
+    async def _run_until_told(self, runner: Runner, key: str) -> None:
+        self._hold(key, owned=True)
+        try:
+            result = await runner.run(self._years.jobs[key])
+        except JobFailed as exc:
+            result = exc.result
+        except FargateRunnerError as exc:
+            if not self._leaving and not isinstance(exc, (BackendError, JournalError)):
+                self._wrong(f"run {key}: {exc!r}")
+            self._let_go(key)
+            return
+        except anyio.get_cancelled_exc_class():
+            self._cancels(key)
+            raise
+        self._told(key, result)
+        self._let_go(key)
+
+    async def _map(self, runner: Runner) -> None:
+        for key in self._years.jobs:
+            self._hold(key, owned=True)
+        try:
+            async with runner.map(self._years.jobs.values(), as_completed=True, on_error="collect") as results:
+                async for result in results:
+                    self._told(result.key, result)
+                    self._let_go(result.key)
+        except FargateRunnerError as exc:
+            if not self._leaving and not isinstance(exc, (BackendError, JournalError)):
+                self._wrong(f"map: {exc!r}")
+            for key in self._held:  # the others are stopped
+                self._cancels(key)
+        except anyio.get_cancelled_exc_class():
+            for key in self._held:
+                self._cancels(key)
+            raise
+
+    def _told(self, key: str, result: JobResult) -> None:
+        if self._alive:
+            self._history.told.append(Told(life=self._mortal.name, key=key, at=self._years.now, result=result))
+
+    async def _attach(self, runner: Runner, key: str) -> None:
+        text = self._years.texts.get(key)
+        if text is None or self._mortal.random.random() < 0.5:
+            text = key
+        self._hold(key, owned=False)
+        try:
+            handle = await runner.attach(text)
+        except (BackendError, JournalError, JobNotFound) as exc:
+            if isinstance(exc, JobNotFound) and key in self._years.book.pages:
+                self._wrong(f"attach {text}: {exc!r}")
+            self._let_go(key)
+            return
+        await self._see_to(handle)
+
+    async def _see_to(self, handle: JobHandle) -> bool:
+        """See a job to its end. False: something came in between."""
+        key = handle.key
+        if self._alive:
+            self._years.texts[key] = handle.text
+        lines: list[str] = []
+        failed = False
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._read, handle, lines)
+                self._told(key, await handle.wait())
+        except* (BackendError, JournalError, RunnerClosed) as group:
+            failed = True
+            if not self._leaving:
+                for exc in _each(group):
+                    if self._is_last or isinstance(exc, RunnerClosed):
+                        self._wrong(f"wait for {key}: {exc!r}")
+        self._let_go(key)
+        return not failed
+
+    async def _read(self, handle: JobHandle, lines: list[str]) -> None:
+        try:
+            async with contextlib.aclosing(handle.logs()) as found:
+                async for line in found:
+                    lines.append(line.text)
+        except FargateRunnerError as exc:
+            if not self._leaving and not self._silent_lately():
+                self._wrong(f"lines of {handle.key}: {exc!r}")
+            return
+        if self._alive and not self._leaving and handle.result is not None:
+            self._history.readings.append(Read(life=self._mortal.name, key=handle.key, lines=tuple(lines)))
+
+    def _silent_lately(self) -> bool:
+        rules = self._years.aws.faults.rules
+        return bool(rules) or any(end > self._years.now - 600 for _, end in self._history.silences)
+
+    async def _stop(self, runner: Runner, key: str, after: float) -> None:
+        await anyio.sleep(after)
+        try:
+            handle = await runner.attach(key)
+            if handle.result is None:
+                self._cancels(key)
+            await handle.stop()
+        except (BackendError, JournalError, RunnerClosed, JobNotFound):
+            pass
+
+
+def _each(group: BaseExceptionGroup) -> Iterator[BaseException]:
+    for exc in group.exceptions:
+        if isinstance(exc, BaseExceptionGroup):
+            yield from _each(exc)
+        else:
+            yield exc
+
+
+def _is_death(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_death, error.exceptions))
+    return isinstance(error, (Killed, asyncio.CancelledError))
+
+
+def _whole(error: BaseException) -> str:
+    if isinstance(error, BaseExceptionGroup):
+        return " and ".join(map(_whole, error.exceptions))
+    return repr(error)
+
+
+def live_through(seed: int) -> History:
+    """Live a seed, and return what happened."""
+    return Years(plan_of(seed)).run()

@@ -1,0 +1,282 @@
+"""What a seed says: the jobs, the bad day of AWS, and the lives of the client."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from random import Random
+from typing import Any, Final, Literal
+
+import attrs
+
+from fargate_runner import Capacity, Job, Retry
+from fargate_runner.backends.ecs._logs import LogCadence
+from fargate_runner.backends.ecs._watch import Cadence
+from fargate_runner.testing.aws import Chaos, ContainerRun, ContainerScript, Ingestion, Pace, TaskRun, TaskScript
+from tests.contract.ecs_words import IMAGE
+
+__all__ = ["Lifetime", "Outage", "Plan", "Window", "plan_of", "script", "stuck"]
+
+SPOT_FIRST: Final = (Capacity.spot(), Capacity.spot(), Capacity.fargate())
+
+How = Literal["submit", "run", "map", "recover", "recover and submit", "attach"]
+Leaves = Literal["killed at a step", "killed at a launch", "killed", "leaves", "is cancelled", "sees it through"]
+
+
+@attrs.frozen(kw_only=True)
+class Lifetime:
+    """What one life does, and how it ends."""
+
+    how: How
+    leaves: Leaves
+    at: float
+    """The step, the launch or the second at which it ends."""
+    on_exit: Literal["stop", "detach"] = "detach"
+    stops: tuple[tuple[str, float], ...] = ()
+    """Which jobs it stops, and after how many seconds."""
+    gap: float = 0.0
+    """Seconds until the next one begins."""
+    journal_troubles: float = 0.0
+    twin: Lifetime | None = None
+    """Another one that lives at the same time."""
+    twin_after: float = 0.0
+
+
+@attrs.frozen
+class Window:
+    """A time in which AWS does one thing to every call: ``throttles``, ``expired`` or ``silence``."""
+
+    kind: Literal["throttles", "expired", "silence"]
+    begins: float
+    """Seconds from the beginning of a life."""
+    lasts: float
+    life: int
+    """Of which one."""
+
+
+@attrs.frozen
+class Outage:
+    """A time without capacity."""
+
+    provider: str | None
+    zone: str | None
+    lasts: float
+    life: int
+    """With which one it begins."""
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """Everything that a seed says."""
+
+    seed: int
+    jobs: tuple[Job, ...]
+    lives: tuple[Lifetime, ...]
+    chaos: Chaos
+    ingestion: Ingestion
+    windows: tuple[Window, ...]
+    outages: tuple[Outage, ...]
+    capacity: tuple[Capacity, ...]
+    visible_after: tuple[float, float]
+    pace: Pace
+    cadence: Cadence
+    log_cadence: LogCadence
+    calm_after: float
+    """Seconds of the last life after which all is well."""
+    slowest_write: float
+
+
+def _log_uniform(random: Random, least: float, most: float) -> float:
+    return math.exp(random.uniform(math.log(least), math.log(most)))
+
+
+VERBS: Final[dict[str, float]] = {
+    "succeeds": 6,
+    "long": 1,
+    "fails-first": 3,
+    "fails": 2,
+    "waits": 2,
+    "polite": 1,
+    "deaf": 1,
+    "oom": 2,
+    "mute": 0.5,
+}
+
+
+def _job(random: Random, number: int) -> Job:
+    verb = random.choices(list(VERBS), weights=list(VERBS.values()))[0]
+    seconds = random.uniform(1500, 6000) if verb == "long" else _log_uniform(random, 2, 120)
+    lines = random.choice((0, 1, 5, 30))
+    changes: dict[str, Any] = {}
+    if verb in {"waits", "polite", "deaf"}:
+        changes["timeout"] = timedelta(seconds=round(_log_uniform(random, 20, 600)))
+    elif random.random() < 0.3:
+        changes["timeout"] = timedelta(hours=10)
+    if verb == "deaf":
+        changes["stop_timeout"] = timedelta(seconds=random.choice((2, 30)))
+    if random.random() < 0.3:
+        changes["start_timeout"] = timedelta(seconds=random.choice((300, 900)))
+    return Job(
+        image=IMAGE,
+        command=[verb, f"job-{number}", f"{seconds:.1f}", str(lines), str(random.randint(1, 2))],
+        key=f"job-{number}",
+        retry=Retry(failures=2, out_of_memory=2, never_started=8, interruptions=15),
+        **changes,
+    )
+
+
+def script(container: ContainerRun) -> ContainerScript:
+    """Say what a container does: its command tells."""
+    number = int(container.environment["FARGATE_RUNNER_ATTEMPT"])
+    verb, name, seconds, lines, times = container.command
+    again = number <= int(times)
+    said: dict[str, Any] = {"lines": tuple(f"{name}/{number}/{n}" for n in range(int(lines)))}
+    run_for = float(seconds)
+    match verb:
+        case "fails-first":
+            return ContainerScript(**said, run_for=run_for, exit_code=3 if again else 0)
+        case "fails":
+            return ContainerScript(**said, run_for=run_for, exit_code=4)
+        case "mute":
+            return ContainerScript(**said, run_for=run_for, exit_code=None)
+        case "oom":
+            return ContainerScript(**said, run_for=run_for, out_of_memory=again)
+        case "waits":
+            return ContainerScript(**said, run_for=math.inf)
+        case "polite":
+            return ContainerScript(**said, run_for=math.inf, exit_code_on_sigterm=0)
+        case "deaf":
+            return ContainerScript(**said, run_for=math.inf, ignores_sigterm=True)
+        case _:
+            return ContainerScript(**said, run_for=run_for)
+
+
+def stuck(seed: int, rate: float) -> Any:
+    """Return what makes some tasks stay where they are until somebody stops them."""
+
+    def of(run: TaskRun) -> TaskScript | None:
+        random = Random(f"{seed}/stuck/{run.number}")
+        if random.random() < rate:
+            return TaskScript(stuck_in=random.choice(("PROVISIONING", "PENDING", "ACTIVATING")))
+        return None
+
+    return of
+
+
+GAPS: Final = (
+    # Weight, least, most seconds.
+    (3, 0.0, 0.0),
+    (4, 0.1, 30.0),
+    (4, 30.0, 600.0),
+    (2, 600.0, 3000.0),
+    (1, 3000.0, 3600.0),
+    (2, 3600.0, 7200.0),
+    (1, 7200.0, 30 * 3600.0),
+)
+
+
+def _gap(random: Random) -> float:
+    _, least, most = random.choices(GAPS, weights=[weight for weight, _, _ in GAPS])[0]
+    return random.uniform(least, most)
+
+
+def _lifetime(random: Random, keys: list[str], number: int, *, has_twin: bool = True) -> Lifetime:
+    how: How = random.choices(("submit", "run", "map"), weights=(5, 1, 1))[0]
+    if number > 0:
+        how = random.choices(("recover", "recover and submit", "attach", how), weights=(3, 1, 2, 5))[0]
+    leaves: Leaves = random.choices(
+        ("killed at a step", "killed at a launch", "killed", "leaves", "is cancelled", "sees it through"),
+        weights=(5, 3, 5, 1.5, 1, 0.5),
+    )[0]
+    if leaves == "killed at a step":
+        at = random.uniform(1, 14 * len(keys))
+    elif leaves == "killed at a launch":
+        at = random.uniform(0, 1.5 * len(keys))
+    else:
+        at = _log_uniform(random, 0.3 if leaves == "killed" else 10, 400)
+    on_exit = random.choices(("stop", "detach"), weights=(1, 2))[0]
+    stops = tuple(
+        (random.choice(keys), _log_uniform(random, 0.1, 200)) for _ in range(random.choices((0, 1, 2), (6, 3, 1))[0])
+    )
+    twin = None
+    if has_twin and random.random() < 0.2:
+        twin = _lifetime(random, keys, 1 if number > 0 else 0, has_twin=False)
+    return Lifetime(
+        how=how,
+        leaves=leaves,
+        at=at,
+        on_exit=on_exit,
+        stops=stops,
+        gap=_gap(random),
+        journal_troubles=random.choice((0.0, 0.0, 0.02, 0.1)),
+        twin=twin,
+        twin_after=random.choice((0.0, random.uniform(0, 60))),
+    )
+
+
+def plan_of(seed: int) -> Plan:
+    """Return what a seed says."""
+    random = Random(f"chaos/{seed}")
+    jobs = tuple(_job(random, number) for number in range(random.randint(2, 8)))
+    keys = [str(job.key) for job in jobs]
+    lives = [_lifetime(random, keys, number) for number in range(random.choices((1, 2, 3, 5, 8), (3, 4, 4, 2, 1))[0])]
+    last = Lifetime(how=random.choice(("submit", "recover and submit")), leaves="sees it through", at=0.0)
+    windows: list[Window] = []
+    for kind, rate, most in (("throttles", 0.25, 90), ("expired", 0.15, 400), ("silence", 0.1, 900)):
+        if random.random() < rate:
+            begins, lasts = _log_uniform(random, 1, 200), _log_uniform(random, 5, most)
+            windows.append(Window(kind, begins, lasts, random.randrange(len(lives) + 1)))  # type: ignore[arg-type]
+    outages = [
+        Outage(
+            random.choice(("FARGATE_SPOT", "FARGATE", None)),
+            random.choice((None, "us-east-1a")),
+            _log_uniform(random, 5, 2000),
+            random.randrange(len(lives) + 1),
+        )
+        for _ in range(random.choices((0, 1, 2), (4, 3, 1))[0])
+    ]
+    # From a fair day to one on which a call in four fails.
+    rough = random.choice((0.0, 0.3, 1.0, 2.0))
+    rates = {
+        "throttle": 0.03,
+        "server_error": 0.02,
+        "server_error_after": 0.02,
+        "lost_request": 0.02,
+        "lost_answer": 0.03,
+        "slow": 0.05,
+        "ec2_throttle": 0.02,
+        "no_capacity": 0.05,
+        "hidden": 0.1,
+        "spot": 0.1,
+        "host": 0.03,
+        "start_failure": 0.05,
+    }
+    chaos = Chaos(
+        seed=seed,
+        slow_for=(0.1, random.choice((5.0, 45.0))),
+        hidden_for=(1.0, random.choice((30.0, 290.0))),
+        trouble_after=(0.0, random.choice((10.0, 60.0, 1200.0))),
+        **{name: min(0.5, rate * rough) for name, rate in rates.items()},
+    )
+    period = random.choice((5.0, 10.0, 20.0))
+    return Plan(
+        seed=seed,
+        jobs=jobs,
+        lives=(*lives, last),
+        chaos=chaos,
+        ingestion=Ingestion(
+            most=random.choice((2.0, 8.0)),
+            in_order=random.random() < 0.7,
+            empty_pages=0.1,
+            short_pages=0.1,
+        ),
+        windows=tuple(windows),
+        outages=tuple(outages),
+        capacity=random.choice(((Capacity.fargate(),), SPOT_FIRST)),
+        visible_after=(0.0, random.choice((1.5, 20.0))),
+        pace=random.choice((Pace(), Pace().scaled(0.1))),
+        cadence=Cadence(period=period),
+        log_cadence=LogCadence(period=period),
+        calm_after=random.choice((0.0, 30.0, 600.0)),
+        slowest_write=random.choice((0.0, 0.05)),
+    )
