@@ -30,7 +30,7 @@ import attrs
 from anyio import CancelScope
 from anyio.abc import TaskGroup
 
-from fargate_runner._backend import Backend, Identity, Launch, TaskRef, launch_token
+from fargate_runner._backend import Backend, Identity, Launch, TaskRef, is_token_of, launch_token
 from fargate_runner._errors import (
     BackendError,
     BackendUnavailable,
@@ -243,7 +243,12 @@ class DockerBackend(Backend):
         self._pulls: dict[str, anyio.Lock] = {}
         self._metadata: MetadataServer | None = None
         self._owner = self._nonce = ""
+        self._engine_id = ""
         self._closing = False
+
+    @property
+    def place(self) -> str:
+        return f"{self.name}/{self._engine_id}" if self._engine_id else self.name
 
     # ---- its own life ----------------------------------------------------------------------------------------------
 
@@ -261,6 +266,7 @@ class DockerBackend(Backend):
         self._nonce = os.urandom(8).hex()
         async with Engine.connected(self._url) as engine:
             self._engine = engine
+            self._engine_id = engine.id
             self._owner = await anyio.to_thread.run_sync(_host.owner_label, self._nonce)
             self.default_concurrency = max(4, 4 * engine.ncpu)
             _host.opened(self._nonce)
@@ -1142,6 +1148,22 @@ class DockerBackend(Backend):
         )
         return sorted(refs, key=lambda ref: (ref.attempt, ref.created_at or datetime.min.replace(tzinfo=UTC)))
 
+    async def living(self, namespace: str) -> list[TaskRef]:
+        self._check_open()
+        refs: list[TaskRef] = []
+        for found in await self._engine.list(f"{LABEL}namespace={namespace}", f"{LABEL}role=job"):
+            labels = found["Labels"]
+            if (
+                found["State"] not in {"exited", "dead", "removing"}
+                and _is_launch(found)
+                and _spec.job_name(labels[f"{LABEL}token"]) not in self._records
+            ):
+                refs.append(_ref_of(labels))
+        refs.extend(
+            record.ref for record in self._records.values() if record.namespace == namespace and not record.ended
+        )
+        return refs
+
     async def forget(self, ref: TaskRef) -> None:
         self._check_open()
         record = await self._record(ref)
@@ -1342,6 +1364,18 @@ def _ended_first(record: _Record) -> _Member | None:
 
 def _of_role(group: Iterable[Mapping[str, Any]], role: str) -> Any:
     return next((part for part in group if part["Labels"].get(f"{LABEL}role") == role), None)
+
+
+def _is_launch(found: Mapping[str, Any]) -> bool:
+    """Whether the labels of a container are those of one launch of ours, and its name as well."""
+    labels = found["Labels"]
+    try:
+        namespace, key, token = (labels[f"{LABEL}{name}"] for name in ("namespace", "key", "token"))
+        attempt = int(labels[f"{LABEL}attempt"])
+    except (KeyError, ValueError):
+        return False
+    named = f"/{_spec.job_name(token)}" in (found.get("Names") or ())
+    return named and is_token_of(token, DockerBackend.name, namespace, key, attempt)
 
 
 async def _is_abandoned(group: Iterable[Mapping[str, Any]]) -> bool:

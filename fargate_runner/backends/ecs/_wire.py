@@ -31,10 +31,13 @@ from fargate_runner.backends.ecs._config import Capacity, EbsVolume, EcsOptions,
 
 __all__ = [
     "RECORD",
+    "Home",
     "Packed",
     "Refusal",
     "Spill",
+    "account_of",
     "base_size",
+    "cluster_arn",
     "cluster_name",
     "console_url",
     "container_of",
@@ -52,6 +55,7 @@ __all__ = [
     "is_stopped",
     "is_task_arn",
     "launch_error",
+    "launched",
     "log_place",
     "log_regions",
     "log_stream",
@@ -422,7 +426,7 @@ _DENIED: Final = re.compile(r"not authorized to perform:? (?P<action>[\w*-]+:[\w
 # ---- names and addresses -------------------------------------------------------------------------------------------
 
 _TASK_ARN: Final = re.compile(
-    r"arn:(?P<partition>aws[a-z-]*):ecs:(?P<region>[a-z0-9-]+):\d{12}:task/(?:(?P<cluster>[^/]+)/)?(?P<id>[^/\s]+)\Z"
+    r"arn:(?P<partition>aws[a-z-]*):ecs:(?P<region>[a-z0-9-]+):(?P<account>\d{12}):task/(?:(?P<cluster>[^/]+)/)?(?P<id>[^/\s]+)\Z"
 )
 _PARTITIONS: Final = {"cn-": "aws-cn", "us-gov-": "aws-us-gov", "us-iso-": "aws-iso", "us-isob-": "aws-iso-b"}
 _CONSOLES: Final = {"aws-cn": "console.amazonaws.cn", "aws-us-gov": "console.amazonaws-us-gov.com"}
@@ -441,6 +445,12 @@ def task_id(arn: str) -> str:
 def cluster_name(arn_or_name: str) -> str:
     """Return the short name of a cluster."""
     return arn_or_name.rpartition("/")[2]
+
+
+def account_of(arn: str) -> str:
+    """Return the account that an ARN names; empty if it is none."""
+    parts = arn.split(":")
+    return parts[4] if len(parts) >= 6 and parts[0] == "arn" else ""
 
 
 def region_of(arn_or_name: str | None) -> str | None:
@@ -1197,6 +1207,34 @@ def own_container(task: Json) -> str:
     return names[0] if len(names) == 1 else ""
 
 
+@attrs.frozen(kw_only=True)
+class Home:
+    """Where the tasks of a backend are."""
+
+    account: str
+    region: str
+    cluster: str
+    """Its short name."""
+
+
+def launched(task: Json, namespace: str, *, home: Home) -> Packed | None:
+    """
+    Return what the record of *task* says if it is provably a launch of *namespace* in *home*, else None.
+
+    No mark alone is a proof: ``startedBy`` and tags are free text for whoever may call RunTask, and a prefix may be
+    shared. Both marks of a launch have to be there and name the same key, in an ARN of the place that was asked.
+    """
+    found = _TASK_ARN.match(task_arn(task))
+    # Short ARNs of before 2018 do not name their cluster; the record does, that ECS keeps.
+    cluster = (found["cluster"] if found is not None else "") or cluster_name(_text(task.get("clusterArn")))
+    if found is None or (found["account"], found["region"], cluster) != (home.account, home.region, home.cluster):
+        return None
+    packed = unpack(task)
+    if packed is None or packed.identity.namespace != namespace:
+        return None
+    return packed if owner(task) == started_by(namespace, packed.identity.key) else None
+
+
 def started(reply: Json) -> Json | None:
     """Return the task that a RunTask has started, if it has."""
     return next(_maps(reply.get("tasks")), None)
@@ -1222,6 +1260,11 @@ def request_id(reply: Json) -> str:
 def has_active_cluster(reply: Json) -> bool:
     """Whether DescribeClusters knows a cluster that takes tasks."""
     return any(part.get("status") == "ACTIVE" for part in _maps(reply.get("clusters")))
+
+
+def cluster_arn(reply: Json) -> str:
+    """Return the ARN of the cluster that DescribeClusters tells of; empty if there is none."""
+    return next((_text(part.get("clusterArn")) for part in _maps(reply.get("clusters"))), "")
 
 
 def has_log_group(reply: Json, name: str) -> bool:
