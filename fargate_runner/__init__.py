@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         Proof,
         Snapshot,
     )
+    from fargate_runner._reaper import Reaped
     from fargate_runner._retry import Retry, Rule
     from fargate_runner._runner import JobHandle, Results, Runner
     from fargate_runner.backends.docker import DockerBackend
@@ -104,6 +105,7 @@ __all__ = [
     "ProcessBackend",
     "Proof",
     "Provider",
+    "Reaped",
     "Results",
     "Retry",
     "Roles",
@@ -149,6 +151,7 @@ _HOMES = {
         "Proof",
         "Snapshot",
     ),
+    "_reaper": ("Reaped",),
     "_retry": ("Retry", "Rule"),
     "_runner": ("JobHandle", "Results", "Runner"),
     "backends.docker": ("DockerBackend",),
