@@ -680,7 +680,10 @@ class ProcessBackend(Backend):
             raise InvalidJob("command", None, "a process needs a command, the image is not looked into", fix)
         if job.sidecars:
             names = [sidecar.name for sidecar in job.sidecars]
-            raise InvalidJob("sidecars", names, "a process has no containers beside it", "use DockerBackend")
+            fix = "use DockerBackend"
+            if all(sidecar.is_watchdog for sidecar in job.sidecars):
+                fix = "leave it out: if this program is killed, its jobs are killed with it (Linux)"
+            raise InvalidJob("sidecars", names, "a process has no containers beside it", fix)
         for variable, secret in job.secrets.items():
             if isinstance(secret, SecretRef):
                 problem = "an ARN cannot be resolved on this machine"

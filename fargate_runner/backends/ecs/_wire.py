@@ -25,7 +25,7 @@ import attrs
 
 from fargate_runner._backend import Identity
 from fargate_runner._errors import InvalidJob
-from fargate_runner._job import HealthCheck, Job, SecretRef, Sidecar, Size
+from fargate_runner._job import DEADLINE_CONTAINER, HealthCheck, Job, SecretRef, Sidecar, Size
 from fargate_runner._lifecycle import Cause, Phase, Proof, Snapshot
 from fargate_runner.backends.ecs._config import Capacity, EbsVolume, EcsOptions, LogGroup, Network, Roles, Volume
 
@@ -607,7 +607,9 @@ def _container(
         body["environment"] = _pairs(carried)
     if part.secrets:
         body["secrets"] = _secrets(part, secret_names)
-    if own and options.init_process is not False:
+    # The first process of a container is deaf to a SIGTERM that it does not handle, and sleep handles none: without an
+    # init, a watchdog would hold up each end for the whole stopTimeout, and its exit code would not tell who was first.
+    if (own and options.init_process is not False) or (isinstance(part, Sidecar) and part.is_watchdog):
         body["linuxParameters"] = {"initProcessEnabled": True}
     if own and options.read_only_root:
         body["readonlyRootFilesystem"] = True
@@ -637,7 +639,8 @@ def _container(
 def _waits(part: Job | Sidecar, job: Job) -> Mapping[str, str]:
     if part is job and job.depends_on is None:
         return {side.name: "START" for side in job.sidecars}
-    return part.depends_on or {}
+    armed = {side.name: "START" for side in job.sidecars if side.is_watchdog and part is not side}
+    return {**armed, **(part.depends_on or {})}  # nothing runs before its deadline does
 
 
 def _pairs(env: Mapping[str, str]) -> list[dict[str, str]]:
@@ -1478,6 +1481,16 @@ class _Seen:
     def other(self, name: str) -> Json | None:
         return next((part for part in self.others if _text(part.get("name")) == name), None)
 
+    @property
+    def deadline_passed(self) -> bool:
+        """
+        Whether the watchdog has slept its time. It cannot say 0 otherwise: told to end before that, it says 143.
+
+        Whatever the job says then is no more than how it takes SIGTERM, and 0 is no success.
+        """
+        watchdog = self.other(DEADLINE_CONTAINER)
+        return watchdog is not None and _exit_code(watchdog) == 0 and not _said(watchdog.get("reason"))
+
     def reason(self, verdict: _Verdict | None) -> str:
         """AWS's own words, with what was concluded from them where they do not say it."""
         own = (
@@ -1542,6 +1555,10 @@ def _on_the_way(seen: _Seen) -> _Verdict | None:
     gone = [name for name in essential if (part := seen.other(name)) is not None and _is_over(part)]
     if _is_over(seen.own):
         return _Verdict(Cause.EXITED) if not gone and seen.exit_code is not None and not seen.own_reason else None
+    if seen.deadline_passed:
+        return _deadline()
+    # Of several, one that says 143 was told to end because of another.
+    gone.sort(key=lambda name: _was_told_to_end(seen.other(name)))
     return _sidecar_first(seen, gone[0]) if gone and known else None
 
 
@@ -1621,11 +1638,13 @@ def _exited(seen: _Seen, before: Snapshot | None) -> _Verdict:
     doubtful = [name for name in essential if not _was_told_to_end(seen.other(name))]
     if before is not None and before.cause is Cause.SIDECAR_ENDED:
         return _sidecar_first(seen, (doubtful or essential or [""])[0])
+    was_first = before is not None and before.cause is Cause.EXITED
+    if seen.deadline_passed and not was_first:
+        return _deadline()
     if seen.exit_code is None:
         return _no_exit_code(seen, essential, known=known)
     if seen.exit_code == 0 and (seen.own_reason or seen.is_odd):
         return _unrecognised(seen)  # words that AWS never used before explain this end, or the reply is no whole one
-    was_first = before is not None and before.cause is Cause.EXITED
     if was_first or not doubtful:
         return _Verdict(Cause.EXITED, advice=_READ if seen.exit_code else "")
     if seen.exit_code in {0, _SIGTERM, _SIGKILL}:
@@ -1666,6 +1685,14 @@ def _perhaps_sidecar(seen: _Seen, doubtful: list[str], *, known: bool) -> _Verdi
     )
 
 
+def _deadline() -> _Verdict:
+    return _Verdict(
+        Cause.DEADLINE,
+        reason=f"the hard deadline passed: {DEADLINE_CONTAINER!r} had slept its time before the job was over",
+        advice="give it a longer timeout and a later watchdog, or a larger size",
+    )
+
+
 def _sidecar_first(seen: _Seen, name: str) -> _Verdict:
     part = seen.other(name)
     code = _exit_code(part) if part is not None else None
@@ -1676,7 +1703,11 @@ def _sidecar_first(seen: _Seen, name: str) -> _Verdict:
     return _Verdict(
         Cause.SIDECAR_ENDED,
         reason=f"the essential sidecar {name!r} {how}",
-        advice=f"read the output of {name!r}; set essential=False if the job can go on without it",
+        advice=(
+            "give the watchdog an image that has a program 'sleep': Sidecar.watchdog(…, image=…)"
+            if name == DEADLINE_CONTAINER
+            else f"read the output of {name!r}; set essential=False if the job can go on without it"
+        ),
     )
 
 
