@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         Proof,
         Snapshot,
     )
+    from fargate_runner._reaper import Reaped
     from fargate_runner._retry import Retry, Rule
     from fargate_runner._runner import JobHandle, Runner
     from fargate_runner.backends.docker import DockerBackend
@@ -106,6 +107,7 @@ __all__ = [
     "ProcessBackend",
     "Proof",
     "Provider",
+    "Reaped",
     "Retry",
     "Roles",
     "Rule",
@@ -151,6 +153,7 @@ _HOMES = {
         "Proof",
         "Snapshot",
     ),
+    "_reaper": ("Reaped",),
     "_retry": ("Retry", "Rule"),
     "_runner": ("JobHandle", "Runner"),
     "backends.docker": ("DockerBackend",),

@@ -14,17 +14,20 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 import attrs
 from anyio import AsyncContextManagerMixin, CancelScope, Event, create_task_group
 from anyio.abc import TaskGroup, TaskStatus
 
-from fargate_runner._errors import RunnerClosed
+from fargate_runner._errors import BackendError, RunnerClosed
 from fargate_runner._job import _TOGETHER, Job, Secret, SecretRef
 from fargate_runner._lifecycle import LogLine, Snapshot
 
-__all__ = ["Backend", "Identity", "Launch", "TaskRef", "Together", "launch_token"]
+__all__ = ["Backend", "Identity", "Launch", "TaskRef", "Together", "is_token_of", "launch_token"]
+
+_PLACEMENTS: Final = 64
+"""No attempt has more: each costs a pause that doubles, and all of them are part of its ``start_timeout``."""
 
 
 @attrs.frozen(kw_only=True)
@@ -99,6 +102,18 @@ def launch_token(scope: str, identity: Identity) -> str:
     parts = ("fr1", scope, identity.namespace, identity.key, str(identity.attempt), str(identity.placement))
     digest = hashlib.sha256("\0".join(parts).encode()).digest()
     return base64.b32encode(digest).decode().rstrip("=").lower()
+
+
+def is_token_of(token: str, scope: str, namespace: str, key: str, attempt: int) -> bool:
+    """
+    Whether *token* is what `launch_token` gives a launch of that attempt, by whichever placement.
+
+    A platform that keeps the token keeps a proof that its other marks are of the same launch.
+    """
+    return any(
+        token == launch_token(scope, Identity(namespace=namespace, key=key, attempt=attempt, placement=placement))
+        for placement in range(1, _PLACEMENTS + 1)
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -326,6 +341,19 @@ class Backend(AsyncContextManagerMixin, ABC):
 
         :raises BackendError: the platform could not be asked
         """
+
+    async def living(self, namespace: str) -> list[TaskRef]:
+        """
+        Return every attempt of *namespace* that has not ended, whoever launched it, as the platform lists them.
+
+        Only what is provably an attempt of that namespace, by marks that its launch left on it: others may use the
+        same names. Each has its ``created_at`` and as much of its ``description`` as the platform keeps. One that was
+        told to stop may be left out, one that ends meanwhile may still be there.
+
+        :raises BackendError: the platform could not be asked, or this backend cannot list attempts
+        """
+        said = f"the {self.name} backend cannot list the attempts of a namespace: it does not implement living()"
+        raise BackendError(said, operation="living")
 
     async def forget(self, ref: TaskRef) -> None:
         """

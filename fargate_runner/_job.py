@@ -23,6 +23,8 @@ import attrs
 from fargate_runner._errors import InvalidJob
 
 __all__ = [
+    "DEADLINE_CONTAINER",
+    "WATCHDOG_IMAGE",
     "Architecture",
     "Condition",
     "HealthCheck",
@@ -447,6 +449,12 @@ class HealthCheck:
             raise InvalidJob("health_check.retries", self.retries, "expected a whole number in range", "choose 1 to 10")
 
 
+DEADLINE_CONTAINER: Final = "fargate-runner-deadline"
+"""The name of the container that `Sidecar.watchdog` makes."""
+WATCHDOG_IMAGE: Final = "public.ecr.aws/docker/library/busybox:stable"
+_SLEEP: Final = ("sleep",)
+
+
 @attrs.frozen(kw_only=True)
 class Sidecar:
     """
@@ -471,8 +479,46 @@ class Sidecar:
     memory_gib: float | None = None
     """A hard limit of its own, within the job's."""
 
+    @classmethod
+    def watchdog(
+        cls,
+        after: timedelta,
+        *,
+        image: str = WATCHDOG_IMAGE,
+        vcpu: float | None = None,
+        memory_gib: float | None = None,
+    ) -> Self:
+        """
+        Return a container that ends the job *after* some time, whoever is alive then: a deadline that holds by itself.
+
+        It sleeps, and its end makes the platform end the whole attempt, which is then ``TIMED_OUT``. Each attempt has
+        its own, and it counts from its own start, which is before the job's. Give it more than the job's ``timeout``
+        and ``stop_timeout``, so that a runner that lives comes first. *image* needs nothing but a program ``sleep``.
+        Whole seconds; the name is reserved.
+
+        :raises InvalidJob: less than a second, or not the name of an image
+        """
+        _check_duration("sidecar.watchdog", after, timedelta(seconds=1), None)
+        return cls(
+            name=DEADLINE_CONTAINER,
+            image=image,
+            # Both, so that neither of the image's own is mixed in.
+            entry_point=_SLEEP,
+            command=[str(math.ceil(after.total_seconds()))],
+            essential=True,
+            vcpu=vcpu,
+            memory_gib=memory_gib,
+        )
+
+    @property
+    def is_watchdog(self) -> bool:
+        """Whether it is what `watchdog` makes: its end is the deadline of the attempt."""
+        return self.name == DEADLINE_CONTAINER
+
     def __attrs_post_init__(self) -> None:
         _check_container(self, "sidecar.")
+        if self.is_watchdog:
+            _check_watchdog(self)
         _check_image(self.image, "sidecar.image")
         _scaled("sidecar.vcpu", self.vcpu, 1024)
         _scaled("sidecar.memory_gib", self.memory_gib, _GIB)
@@ -482,6 +528,15 @@ class Sidecar:
         if check is not None and not isinstance(check, HealthCheck):
             problem = f"expected a HealthCheck, got {type(check).__name__}"
             raise InvalidJob("sidecar.health_check", check, problem, "write HealthCheck(command=[…])")
+
+
+def _check_watchdog(side: Sidecar) -> None:
+    """Whoever has the reserved name is believed that its end is a deadline: so it does nothing but sleep."""
+    seconds = side.command or ()
+    sleeps = side.entry_point == _SLEEP and len(seconds) == 1 and re.fullmatch(r"[1-9][0-9]*", seconds[0], re.ASCII)
+    if not sleeps or not side.essential or side.depends_on or side.health_check is not None:
+        problem = "the name is reserved for the container whose end is the job's deadline"
+        raise InvalidJob("sidecar.name", side.name, problem, "write Sidecar.watchdog(timedelta(…)), or take another")
 
 
 def _sidecars(value: Iterable[Sidecar]) -> tuple[Sidecar, ...]:
@@ -575,6 +630,9 @@ class Job:
             raise InvalidJob("sidecars", self.sidecars, problem, "give the job an image")
         _check_container(self, "")
         self._check_limits()
+        if self.container_name == DEADLINE_CONTAINER:
+            problem = "the name is reserved for the container whose end is the job's deadline"
+            raise InvalidJob("container_name", self.container_name, problem, "take another")
         if self.key is not None and _TOGETHER.match(check_key(self.key)):
             fix = "give the job a key of its own, or attach to the one that is there"
             raise InvalidJob("key", self.key, "this key was made by a runner, for a job without one", fix)

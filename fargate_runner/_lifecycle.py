@@ -57,6 +57,8 @@ class Cause(enum.Enum):
     """Somebody asked the platform to stop it."""
     SIDECAR_ENDED = "sidecar_ended"
     """An essential sidecar ended first and took the job with it."""
+    DEADLINE = "deadline"
+    """Its watchdog (`Sidecar.watchdog`) ended first: the hard deadline passed, whether or not anybody looked on."""
     COULD_NOT_START = "could_not_start"
     """The job's own process never ran."""
     RECLAIMED = "reclaimed"
@@ -303,6 +305,7 @@ _SAID: Final = {
 _KIND_BY_CAUSE: Final = {
     Cause.OUT_OF_MEMORY: Kind.OUT_OF_MEMORY,
     Cause.SIDECAR_ENDED: Kind.FAILED,
+    Cause.DEADLINE: Kind.TIMED_OUT,
     Cause.COULD_NOT_START: Kind.NEVER_STARTED,
     Cause.RECLAIMED: Kind.INTERRUPTED,
     Cause.HOST_FAILED: Kind.INTERRUPTED,

@@ -53,6 +53,7 @@ from fargate_runner._lifecycle import (
     StopAsked,
     classify,
 )
+from fargate_runner._reaper import Limits, Reaped, judge, may_be_overdue
 from fargate_runner._retry import Decision, Retry
 from fargate_runner.telemetry import (
     AttemptEnded,
@@ -97,6 +98,8 @@ _REPLAY_WITHIN: Final = timedelta(minutes=55)
 How old a launch without an answer may be to be sent again. ECS forgets a token one hour after its task has ended
 (Amazon ECS Developer Guide, "Ensuring idempotency"); from then on, the same launch would start a second task.
 """
+_REAPED_AT_ONCE: Final = 100
+"""Attempts that the reaper asks about at a time: what one DescribeTasks call takes."""
 _LEAVING_PATIENCE: Final = 30.0
 """Seconds that the platform has to say what a key names, once nobody waits for that any more."""
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
@@ -513,6 +516,84 @@ class Runner(AsyncContextManagerMixin):
                 known = self._named.get(page.key) or self._take_over(page, owned=True)
                 handles.append(JobHandle(self, known))
         return handles
+
+    async def reap(
+        self,
+        *,
+        grace: timedelta = timedelta(minutes=5),
+        max_age: timedelta | None = None,
+        dry_run: bool = False,
+    ) -> list[Reaped]:
+        """
+        Stop the attempts of this namespace that nobody looks after any more, and return what they were.
+
+        That is what is provably ours, lives, and should not for longer than *grace*: it has run longer than its job's
+        ``timeout`` and ``stop_timeout``, or has not run for longer than its ``start_timeout``; with a journal, also
+        whatever belongs to a job that has its final record. A job without a timeout has no deadline once it runs, and
+        is left alone, unless *max_age* gives such jobs one. What this runner supervises is its own business.
+
+        All times are those of the place, so that a wrong clock here stops nothing. Repeatable, and safe to run by
+        several at a time. With *dry_run* nothing is stopped.
+
+        :raises BackendError: the platform could not be asked, about all or about some: the others were stopped
+        :raises JournalError: the journal could not be read, likewise
+        """
+        self._check_open()
+        limits = Limits(grace, max_age)
+        refs = await self.backend.living(self.namespace)
+        now, journalled = self.backend.now(), self.journal is not None
+        reaped: list[Reaped] = []
+        failures: list[Exception] = []
+        room = anyio.CapacityLimiter(_REAPED_AT_ONCE)
+
+        async def look(ref: TaskRef) -> None:
+            async with room:
+                try:
+                    if (one := await self._reap(ref, now, limits, dry_run=dry_run)) is not None:
+                        reaped.append(one)
+                except (BackendError, JournalError, OSError) as exc:
+                    failures.append(exc)
+
+        async with anyio.create_task_group() as looks:
+            for ref in refs:
+                if may_be_overdue(ref, now, limits, journalled=journalled):
+                    looks.start_soon(look, ref)
+        if failures:
+            raise failures[0]
+        return sorted(reaped, key=lambda one: (one.key, one.attempt, one.address))
+
+    async def _reap(self, ref: TaskRef, now: datetime, limits: Limits, *, dry_run: bool) -> Reaped | None:
+        # The page first: what lives after its job was written down as over is an orphan, what ends just then is none.
+        page = await self._read_page(ref.key)
+        result = page.result if page is not None and page.place == self.backend.place else None
+        seen: Snapshot = await self._answered("observe", self.backend.observe(ref))
+        overdue = judge(ref, seen, now, limits, over=result.outcome if result is not None else None)
+        if overdue is None or self._supervises(ref.key):
+            return None
+        if not dry_run:
+            if self._tell:
+                name = str((ref.description or {}).get("name", ref.key))
+                kind, reason = overdue.stop.kind, overdue.stop.reason
+                self._tell(StopRequested(key=ref.key, job=name, attempt=ref.attempt, kind=kind, reason=reason))
+            await self._answered("stop", self.backend.stop(ref, reason=overdue.stop.reason))
+        return Reaped(
+            key=ref.key,
+            attempt=ref.attempt,
+            address=ref.address,
+            reason=overdue.stop.reason,
+            overdue=overdue.by,
+            stopped=not dry_run,
+        )
+
+    async def _answered(self, operation: str, question: Awaitable[Any]) -> Any:
+        """Await an answer with patience, once."""
+        with anyio.move_on_after(self.backend.answer_patience):
+            return await question
+        raise _unanswered(operation, self.backend.answer_patience)
+
+    def _supervises(self, key: str) -> bool:
+        known = self._named.get(key)
+        return known is not None and not known.finished
 
     def _addressed(self, key: str) -> tuple[str, TaskRef | None]:
         """Return the key, and the attempt that a handle's text names besides."""

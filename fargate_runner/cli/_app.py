@@ -1,4 +1,4 @@
-"""The commands: `run`, `attach` and `stop`."""
+"""The commands: `run`, `attach`, `stop` and `reap`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import shlex
 import signal
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, Literal, cast
@@ -23,6 +23,7 @@ from fargate_runner._backend import Backend
 from fargate_runner._errors import FargateRunnerError, InvalidJob
 from fargate_runner._job import Job, Secret
 from fargate_runner._lifecycle import JobResult, Kind, Phase
+from fargate_runner._reaper import Reaped
 from fargate_runner._retry import Retry
 from fargate_runner._runner import JobHandle, Runner
 from fargate_runner.cli._screen import Screen
@@ -496,20 +497,31 @@ def _follow(
         screen = Screen(quiet=quiet, colours=not no_color)
         return await _Session(place, namespace, screen, verb=verb, again=again).follow(begin), screen.is_stuck
 
+    place = _place(backends, backend)
+    with _namespace_checked():
+        code, is_stuck = anyio.run(follow)
+    if is_stuck:
+        os._exit(code)  # the thread that writes waits for a reader who may never come
+    return code
+
+
+def _place(backends: Mapping[str, Callable[[], Backend]], backend: str) -> Backend:
     try:
-        place = backends[backend]()
+        return backends[backend]()
     except ImportError as exc:
         hint = f'; install what it needs with: pip install "fargate-runner[{backend}]"' if exc.name else ""
         raise click.ClickException(f"--backend {backend}: {exc}{hint}") from None
+
+
+@contextmanager
+def _namespace_checked() -> Generator[None]:
+    """Have what a runner says of its namespace be said of the option."""
     try:
-        code, is_stuck = anyio.run(follow)
+        yield
     except ValueError as exc:
         if not str(exc).startswith("namespace="):
             raise
         raise click.UsageError(f"--{str(exc).replace('=', ' ', 1)}") from None
-    if is_stuck:
-        os._exit(code)  # the thread that writes waits for a reader who may never come
-    return code
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
@@ -653,6 +665,52 @@ def attach(backends: Mapping[str, Callable[[], Backend]], /, *, key: str, **comm
 def stop(backends: Mapping[str, Callable[[], Backend]], /, *, key: str, **common: Any) -> int:
     """Stop the job named KEY (SIGTERM, its stop timeout, SIGKILL) and wait for its end."""
     return _follow(backends, partial(Runner.attach, key=key), verb="stop", **common)
+
+
+@app.command(
+    epilog="Exits with 0 if everybody could be asked, and told to stop; with 125 if not.",
+    short_help="Stop what outlived its deadline.",
+)
+@_where(default="process", show_default=True, help="Where it looks.")
+@click.option(
+    "--grace", callback=_duration, metavar="TIME", default="5m", show_default=True, help="How long past a deadline."
+)
+@click.option("--max-age", callback=_duration, metavar="TIME", help="The --timeout of jobs that have none.")
+@click.option("--dry-run", is_flag=True, help="Say what would be stopped, and stop nothing.")
+@_common
+@click.pass_obj
+def reap(
+    backends: Mapping[str, Callable[[], Backend]],
+    /,
+    *,
+    backend: str,
+    namespace: str,
+    quiet: bool,
+    no_color: bool,
+    grace: timedelta,
+    max_age: timedelta | None,
+    dry_run: bool,
+) -> int:
+    """
+    Stop the jobs of a namespace that nobody looks after any more: those whose --timeout or --start-timeout is over for
+    longer than --grace. Tells each on a line of its own.
+    """
+    place = _place(backends, backend)
+
+    async def look() -> list[Reaped]:
+        async with Runner(place, namespace=namespace) as runner:
+            return await runner.reap(grace=grace, max_age=max_age, dry_run=dry_run)
+
+    try:
+        with _namespace_checked():
+            found = anyio.run(look)
+    except (FargateRunnerError, OSError) as exc:
+        click.echo(clean(f"fargate-runner: {str(exc) or type(exc).__name__}"), err=True)
+        return NOT_STARTED
+    for one in found if not quiet else ():
+        done = "stopped" if one.stopped else "would stop"
+        click.echo(clean(f"{done} {one.key} (attempt {one.attempt}): {one.reason}"))
+    return 0
 
 
 def main(args: Sequence[str] | None = None, *, backends: Mapping[str, Callable[[], Backend]] = BACKENDS) -> int:

@@ -109,7 +109,9 @@ def _run(tree: Path, command: str) -> str:
         return _seen_by_chaos(command, done.stdout, done.stderr)
     if done.returncode != 1:  # no test failed: they could not even be collected
         raise SystemExit(f"{command} broke: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    failed = re.search(r"^FAILED (\S+)", done.stdout, re.MULTILINE) or re.search(r"^ERROR (\S+)", done.stdout, re.MULTILINE)
+    failed = re.search(r"^FAILED (\S+)", done.stdout, re.MULTILINE) or re.search(
+        r"^ERROR (\S+)", done.stdout, re.MULTILINE
+    )
     return failed[1] if failed else command
 
 

@@ -137,6 +137,9 @@ class FaultyBackend(Backend):
     async def find(self, namespace: str, key: str) -> list[TaskRef]:
         return await self._call("find", self.inner.find, namespace, key)
 
+    async def living(self, namespace: str) -> list[TaskRef]:
+        return await self._call("living", self.inner.living, namespace)
+
     async def forget(self, ref: TaskRef) -> None:
         await self._call("forget", self.inner.forget, ref)
 

@@ -30,7 +30,7 @@ import attrs
 from anyio import CancelScope
 from anyio.abc import TaskGroup
 
-from fargate_runner._backend import Backend, Identity, Launch, TaskRef, launch_token
+from fargate_runner._backend import Backend, Identity, Launch, TaskRef, is_token_of, launch_token
 from fargate_runner._errors import (
     BackendError,
     BackendUnavailable,
@@ -40,7 +40,7 @@ from fargate_runner._errors import (
     LogsUnavailable,
     RunnerClosed,
 )
-from fargate_runner._job import Job, Secret
+from fargate_runner._job import DEADLINE_CONTAINER, Job, Secret
 from fargate_runner._lifecycle import Cause, LogLine, Phase, Proof, Snapshot
 from fargate_runner.backends.docker import _host, _pause, _spec
 from fargate_runner.backends.docker._engine import Engine, Refused
@@ -129,6 +129,10 @@ class _Member:
     @property
     def where(self) -> str:
         return self.id or self.name
+
+    @property
+    def is_watchdog(self) -> bool:
+        return self.container == DEADLINE_CONTAINER
 
 
 @attrs.define(eq=False)
@@ -220,6 +224,8 @@ class DockerBackend(Backend):
     - The metadata endpoint is missing where containers cannot reach this machine (a remote engine, network "none").
     - No AWS credentials reach a job, unless *aws_credentials* returns some when it is called before each launch.
       They are put into the container as a file, where ``docker inspect`` does not show them, and are not renewed.
+    - A watchdog (`Sidecar.watchdog`) holds the process namespace of all containers, so that the kernel ends them with it,
+      even if this process is dead: at once, with SIGKILL. On Fargate they get SIGTERM and their ``stop_timeout``.
     - An ended attempt is kept until the runner forgets it, or for an hour if its process has died.
 
     Podman's socket is used as it is, best effort: a job killed for memory is told as exit code 137, a command that is
@@ -247,7 +253,12 @@ class DockerBackend(Backend):
         self._pulls: dict[str, anyio.Lock] = {}
         self._metadata: MetadataServer | None = None
         self._owner = self._nonce = ""
+        self._engine_id = ""
         self._closing = False
+
+    @property
+    def place(self) -> str:
+        return f"{self.name}/{self._engine_id}" if self._engine_id else self.name
 
     # ---- its own life ----------------------------------------------------------------------------------------------
 
@@ -265,6 +276,7 @@ class DockerBackend(Backend):
         self._nonce = os.urandom(8).hex()
         async with Engine.connected(self._url) as engine:
             self._engine = engine
+            self._engine_id = engine.id
             self._owner = await anyio.to_thread.run_sync(_host.owner_label, self._nonce)
             self.default_concurrency = max(4, 4 * engine.ncpu)
             _host.opened(self._nonce)
@@ -353,7 +365,7 @@ class DockerBackend(Backend):
                 if end is None or datetime.now(UTC) - end > _KEPT:
                     await self._remove_group(token, group)
                 else:
-                    for other in group:
+                    for other in sorted(group, key=_is_watchdog):
                         if other is not job and other["State"] == "running":
                             await self._engine.stop(other["Id"], int(other["Labels"].get(f"{LABEL}stop-timeout", "30")))
         except BackendError:
@@ -556,11 +568,12 @@ class DockerBackend(Backend):
             trouble, evidence = record.failure.trouble, record.failure.evidence
             proof = Proof(source="docker-engine", seen_at=now, evidence=evidence)
             if first := _ended_first(record):
+                over = first.is_watchdog and first.exit_code == 0
+                said = f"the essential sidecar {first.container!r} ended with exit code {first.exit_code}"
                 snapshot = Snapshot(
                     phase=Phase.ENDED,
-                    cause=Cause.SIDECAR_ENDED,
-                    reason=f"the essential sidecar {first.container!r} ended with exit code {first.exit_code} "
-                    "before the job had started",
+                    cause=Cause.DEADLINE if over else Cause.SIDECAR_ENDED,
+                    reason=f"{'the hard deadline passed' if over else said} before the job had started",
                     proof=proof,
                 )
             else:
@@ -590,9 +603,11 @@ class DockerBackend(Backend):
             except BackendError as exc:
                 trouble.append(exc)
 
-        async with anyio.create_task_group() as tasks:
-            for member in running:
-                tasks.start_soon(guarded, member)
+        # A watchdog would take the others along, without the time that they have to end.
+        for together in ([m for m in running if not m.is_watchdog], [m for m in running if m.is_watchdog]):
+            async with anyio.create_task_group() as tasks:
+                for member in together:
+                    tasks.start_soon(guarded, member)
         unavailable = [exc for exc in trouble if isinstance(exc, BackendUnavailable)]
         if unavailable:
             raise unavailable[0]
@@ -638,8 +653,10 @@ class DockerBackend(Backend):
             mount, tmpfs = await self._announce_scratch(record)
             if record.shared and self._engine.is_here:
                 record.cgroup = _host.cgroup_parent(launch.token, driver=self._engine.cgroup_driver)
-            # The job's own first: whoever has its name has the launch.
-            for part, member in reversed([*zip(parts, [*record.others[record.shared :], record.job], strict=True)]):
+            # The job's own first: whoever has its name has the launch. Before it only a watchdog, that all others name.
+            members = [*zip(parts, [*record.others[record.shared :], record.job], strict=True)]
+            members.sort(key=lambda pair: pair[1].is_watchdog)
+            for part, member in reversed(members):
                 await self._create(record, part, member, credentials, mount=mount, tmpfs=tmpfs)
             if record.shared:
                 await self._hold_network(record)
@@ -1173,6 +1190,22 @@ class DockerBackend(Backend):
         )
         return sorted(refs, key=lambda ref: (ref.attempt, ref.created_at or datetime.min.replace(tzinfo=UTC)))
 
+    async def living(self, namespace: str) -> list[TaskRef]:
+        self._check_open()
+        refs: list[TaskRef] = []
+        for found in await self._engine.list(f"{LABEL}namespace={namespace}", f"{LABEL}role=job"):
+            labels = found["Labels"]
+            if (
+                found["State"] not in {"exited", "dead", "removing"}
+                and _is_launch(found)
+                and _spec.job_name(labels[f"{LABEL}token"]) not in self._records
+            ):
+                refs.append(_ref_of(labels))
+        refs.extend(
+            record.ref for record in self._records.values() if record.namespace == namespace and not record.ended
+        )
+        return refs
+
     async def forget(self, ref: TaskRef) -> None:
         self._check_open()
         record = await self._record(ref)
@@ -1312,6 +1345,11 @@ class DockerBackend(Backend):
     async def _meet(self, record: _Record) -> None:
         """Go on with a record whose containers turned out to be another process's."""
         found = await self._insist(record, partial(self._engine.inspect, record.job.name))
+        for pause in _NAME_PAUSES if any(member.is_watchdog for member in record.others) else ():
+            if found is not None:
+                break
+            await anyio.sleep(pause)  # the other process has made the watchdog, and is about to make the job's own
+            found = await self._insist(record, partial(self._engine.inspect, record.job.name))
         if found is None:
             record.failure = _Unstartable(
                 Trouble("another process has used the same token meanwhile", "submit the job again", True),
@@ -1373,6 +1411,22 @@ def _ended_first(record: _Record) -> _Member | None:
 
 def _of_role(group: Iterable[Mapping[str, Any]], role: str) -> Any:
     return next((part for part in group if part["Labels"].get(f"{LABEL}role") == role), None)
+
+
+def _is_watchdog(found: Mapping[str, Any]) -> bool:
+    return bool(found["Labels"].get(f"{LABEL}container") == DEADLINE_CONTAINER)
+
+
+def _is_launch(found: Mapping[str, Any]) -> bool:
+    """Whether the labels of a container are those of one launch of ours, and its name as well."""
+    labels = found["Labels"]
+    try:
+        namespace, key, token = (labels[f"{LABEL}{name}"] for name in ("namespace", "key", "token"))
+        attempt = int(labels[f"{LABEL}attempt"])
+    except (KeyError, ValueError):
+        return False
+    named = f"/{_spec.job_name(token)}" in (found.get("Names") or ())
+    return named and is_token_of(token, DockerBackend.name, namespace, key, attempt)
 
 
 async def _is_abandoned(group: Iterable[Mapping[str, Any]]) -> bool:

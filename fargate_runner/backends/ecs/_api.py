@@ -23,6 +23,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 from urllib.parse import urlsplit
 
@@ -444,6 +445,45 @@ class Stats:
     """How often clients were made again for fresh credentials."""
 
 
+# ---- AWS's own time -------------------------------------------------------------------------------------------------
+
+_CLOCK_READ_EVERY: Final = 60.0
+"""Seconds: two clocks do not drift apart much faster than a header tells, which is whole seconds."""
+
+
+class _Clock:
+    """
+    What time it is at AWS: the ``Date`` of its replies, kept as an offset to the monotonic clock.
+
+    This machine's own time may be wrong, and be set while a job runs; AWS's stamps must not be compared with it.
+    """
+
+    def __init__(self) -> None:
+        self.due = float("-inf")
+        """The moment of the loop from which on the next reply is read."""
+        self._zero: datetime | None = None
+
+    def learn(self, reply: Mapping[str, Any], now: float) -> None:
+        """Read the time that a reply tells, which came in *now*; one that tells none changes nothing."""
+        meta = reply.get("ResponseMetadata")
+        headers = meta.get("HTTPHeaders") if isinstance(meta, Mapping) else None
+        said = headers.get("date") if isinstance(headers, Mapping) else None
+        if not isinstance(said, str):
+            return
+        from email.utils import parsedate_to_datetime  # botocore has loaded it by now
+
+        try:
+            told = parsedate_to_datetime(said)
+            self._zero = (told if told.tzinfo is not None else told.replace(tzinfo=UTC)) - timedelta(seconds=now)
+        except (ValueError, OverflowError, TypeError):
+            return
+        self.due = now + _CLOCK_READ_EVERY
+
+    def at(self, now: float) -> datetime | None:
+        """Return the time at a moment of the loop; None before any reply has told it."""
+        return None if self._zero is None else self._zero + timedelta(seconds=now)
+
+
 # ---- sessions and clients ------------------------------------------------------------------------------------------
 
 _CONNECT_TIMEOUT: Final = 5.0
@@ -692,6 +732,7 @@ class Api:
         self.parser = "stock"
         """``fast`` if large replies are read as plain JSON, ``stock`` if botocore reads them."""
         self.stats = Stats()
+        self._clock = _Clock()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -712,6 +753,7 @@ class Api:
         self._worked = self._reached = False
         self._caller: Caller | None = None
         self._caller_asked_at = float("-inf")
+        self._clock = _Clock()
         try:
             self.region = await self._find_region()
             self._buckets = _make_buckets(self._budget, self.region)
@@ -803,6 +845,10 @@ class Api:
         """Return the number of the account; empty if STS does not tell."""
         caller = await self.caller()
         return "" if caller is None else caller.account
+
+    def now(self) -> datetime | None:
+        """Return AWS's time, as its replies tell it, to about a second; None before the first one. Asks nobody."""
+        return None if self._loop is None else self._clock.at(self._loop.time())
 
     # ---- what a call needs -----------------------------------------------------------------------------------------
 
@@ -1043,6 +1089,9 @@ class _Call:
                 raise
             raise error from exc
         api._worked = api._reached = True
+        now = anyio.current_time()
+        if now >= api._clock.due:
+            api._clock.learn(reply, now)
         return reply
 
     async def _ask(self, client: Any) -> dict[str, Any]:

@@ -184,6 +184,13 @@ class EcsBackend(Backend):
         return self._utcnow()
 
     @property
+    def place(self) -> str:
+        return f"{self.name}/{self._api.region}/{_wire.cluster_name(self.cluster)}"
+
+    def now(self) -> datetime:
+        return self._api.now() or self._utcnow()
+
+    @property
     def api(self) -> Api:
         """The door to AWS: its ``stats`` count the calls."""
         return self._api
@@ -198,6 +205,8 @@ class EcsBackend(Backend):
         self._spilled: set[str] = set()
         self._parameters_of: dict[str, set[str]] = {}
         self._cluster_checked = self._group_checked = self._group_made = False
+        self._cluster_arn = ""
+        self._home_known: _wire.Home | None = None
         self._checking = anyio.Lock()
         self._groups: dict[str, _Group] = {}
         async with self._api.running():
@@ -400,6 +409,7 @@ class EcsBackend(Backend):
                 f"create it (aws ecs create-cluster --cluster-name {_wire.cluster_name(self.cluster)}), or name another"
             )
             raise LaunchRejected(f"{said}; {fix}", operation="DescribeClusters", code="ClusterNotFoundException")
+        self._cluster_arn = _wire.cluster_arn(reply)
 
     async def _check_log_group(self) -> None:
         group = self.log_group
@@ -802,6 +812,65 @@ class EcsBackend(Backend):
         """Remember where the secrets are kept that a job brought by value."""
         if self._secret_prefix is not None and (names := _names_of_values(description or {})):
             self._parameters_of.setdefault(owner, set()).update(self._parameter(owner, name) for name in names)
+
+    async def living(self, namespace: str) -> list[TaskRef]:
+        self._check_open()
+        home = await self._home()
+        refs: list[TaskRef] = []
+        for task in await self._finder.running():
+            there = _wire.launched(task, namespace, home=home)
+            if there is None or _wire.is_stopped(task) or (arn := _wire.task_arn(task)) in self._forgotten:
+                continue
+            self._met(task)
+            self._watch.saw(task, "describe")
+            refs.append(
+                TaskRef(
+                    backend=self.name,
+                    address=arn,
+                    key=there.identity.key,
+                    attempt=there.identity.attempt,
+                    token=launch_token(_wire.cluster_name(self.cluster), there.identity),
+                    description=there.parts,
+                    created_at=_wire.created_at(task),
+                )
+            )
+        listed, now = {ref.address for ref in refs}, anyio.current_time()
+        refs += [  # launched a moment ago: ECS is eventually consistent
+            placed.ref
+            for arn, placed in self._placed.items()
+            if placed.ref is not None
+            and arn not in listed
+            and placed.owner == _wire.started_by(namespace, placed.ref.key)
+            and placed.submitted_at is not None
+            and now - placed.submitted_at < _VISIBLE_AFTER
+            and not self._watch.has_ended(arn)
+        ]
+        return refs
+
+    async def _home(self) -> _wire.Home:
+        """
+        Return which account, region and cluster the tasks of this backend are in.
+
+        :raises BackendError: nobody tells the account
+        """
+        if self._home_known is None:
+            arn = self.cluster if self.cluster.startswith("arn:") else self._cluster_arn
+            if not arn:
+                try:
+                    reply = await self._api.call("ecs.DescribeClusters", clusters=[self.cluster])
+                    arn = _wire.cluster_arn(reply)
+                except ApiError as exc:
+                    if exc.trouble is not Trouble.DENIED:
+                        raise
+            account = _wire.account_of(arn) or await self._api.account()
+            if not account:
+                said = f"AWS does not tell the account of the cluster {self.cluster!r}"
+                fix = "name the cluster by its ARN, or allow ecs:DescribeClusters"
+                raise BackendError(f"{said}; {fix}", operation="DescribeClusters")
+            self._home_known = _wire.Home(
+                account=account, region=self._api.region, cluster=_wire.cluster_name(self.cluster)
+            )
+        return self._home_known
 
     def _is_in_doubt(self, owner: str, found: Collection[str] = frozenset()) -> bool:
         """Whether a launch was not answered, and ECS, which lists tasks of the tokens *found*, may not list it yet."""

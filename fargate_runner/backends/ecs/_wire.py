@@ -25,16 +25,19 @@ import attrs
 
 from fargate_runner._backend import Identity
 from fargate_runner._errors import InvalidJob
-from fargate_runner._job import HealthCheck, Job, SecretRef, Sidecar, Size
+from fargate_runner._job import DEADLINE_CONTAINER, HealthCheck, Job, SecretRef, Sidecar, Size
 from fargate_runner._lifecycle import Cause, Phase, Proof, Snapshot
 from fargate_runner.backends.ecs._config import Capacity, EbsVolume, EcsOptions, LogGroup, Network, Roles, Volume
 
 __all__ = [
     "RECORD",
+    "Home",
     "Packed",
     "Refusal",
     "Spill",
+    "account_of",
     "base_size",
+    "cluster_arn",
     "cluster_name",
     "console_url",
     "container_of",
@@ -52,6 +55,7 @@ __all__ = [
     "is_stopped",
     "is_task_arn",
     "launch_error",
+    "launched",
     "log_place",
     "log_regions",
     "log_stream",
@@ -422,7 +426,7 @@ _DENIED: Final = re.compile(r"not authorized to perform:? (?P<action>[\w*-]+:[\w
 # ---- names and addresses -------------------------------------------------------------------------------------------
 
 _TASK_ARN: Final = re.compile(
-    r"arn:(?P<partition>aws[a-z-]*):ecs:(?P<region>[a-z0-9-]+):\d{12}:task/(?:(?P<cluster>[^/]+)/)?(?P<id>[^/\s]+)\Z"
+    r"arn:(?P<partition>aws[a-z-]*):ecs:(?P<region>[a-z0-9-]+):(?P<account>\d{12}):task/(?:(?P<cluster>[^/]+)/)?(?P<id>[^/\s]+)\Z"
 )
 _PARTITIONS: Final = {"cn-": "aws-cn", "us-gov-": "aws-us-gov", "us-iso-": "aws-iso", "us-isob-": "aws-iso-b"}
 _CONSOLES: Final = {"aws-cn": "console.amazonaws.cn", "aws-us-gov": "console.amazonaws-us-gov.com"}
@@ -441,6 +445,12 @@ def task_id(arn: str) -> str:
 def cluster_name(arn_or_name: str) -> str:
     """Return the short name of a cluster."""
     return arn_or_name.rpartition("/")[2]
+
+
+def account_of(arn: str) -> str:
+    """Return the account that an ARN names; empty if it is none."""
+    parts = arn.split(":")
+    return parts[4] if len(parts) >= 6 and parts[0] == "arn" else ""
 
 
 def region_of(arn_or_name: str | None) -> str | None:
@@ -597,7 +607,9 @@ def _container(
         body["environment"] = _pairs(carried)
     if part.secrets:
         body["secrets"] = _secrets(part, secret_names)
-    if own and options.init_process is not False:
+    # The first process of a container is deaf to a SIGTERM that it does not handle, and sleep handles none: without an
+    # init, a watchdog would hold up each end for the whole stopTimeout, and its exit code would not tell who was first.
+    if (own and options.init_process is not False) or (isinstance(part, Sidecar) and part.is_watchdog):
         body["linuxParameters"] = {"initProcessEnabled": True}
     if own and options.read_only_root:
         body["readonlyRootFilesystem"] = True
@@ -627,7 +639,8 @@ def _container(
 def _waits(part: Job | Sidecar, job: Job) -> Mapping[str, str]:
     if part is job and job.depends_on is None:
         return {side.name: "START" for side in job.sidecars}
-    return part.depends_on or {}
+    armed = {side.name: "START" for side in job.sidecars if side.is_watchdog and part is not side}
+    return {**armed, **(part.depends_on or {})}  # nothing runs before its deadline does
 
 
 def _pairs(env: Mapping[str, str]) -> list[dict[str, str]]:
@@ -1203,6 +1216,34 @@ def own_container(task: Json) -> str:
     return names[0] if len(names) == 1 else ""
 
 
+@attrs.frozen(kw_only=True)
+class Home:
+    """Where the tasks of a backend are."""
+
+    account: str
+    region: str
+    cluster: str
+    """Its short name."""
+
+
+def launched(task: Json, namespace: str, *, home: Home) -> Packed | None:
+    """
+    Return what the record of *task* says if it is provably a launch of *namespace* in *home*, else None.
+
+    No mark alone is a proof: ``startedBy`` and tags are free text for whoever may call RunTask, and a prefix may be
+    shared. Both marks of a launch have to be there and name the same key, in an ARN of the place that was asked.
+    """
+    found = _TASK_ARN.match(task_arn(task))
+    # Short ARNs of before 2018 do not name their cluster; the record does, that ECS keeps.
+    cluster = (found["cluster"] if found is not None else "") or cluster_name(_text(task.get("clusterArn")))
+    if found is None or (found["account"], found["region"], cluster) != (home.account, home.region, home.cluster):
+        return None
+    packed = unpack(task)
+    if packed is None or packed.identity.namespace != namespace:
+        return None
+    return packed if owner(task) == started_by(namespace, packed.identity.key) else None
+
+
 def started(reply: Json) -> Json | None:
     """Return the task that a RunTask has started, if it has."""
     return next(_maps(reply.get("tasks")), None)
@@ -1246,6 +1287,11 @@ def request_id(reply: Json) -> str:
 def has_active_cluster(reply: Json) -> bool:
     """Whether DescribeClusters knows a cluster that takes tasks."""
     return any(part.get("status") == "ACTIVE" for part in _maps(reply.get("clusters")))
+
+
+def cluster_arn(reply: Json) -> str:
+    """Return the ARN of the cluster that DescribeClusters tells of; empty if there is none."""
+    return next((_text(part.get("clusterArn")) for part in _maps(reply.get("clusters"))), "")
 
 
 def has_log_group(reply: Json, name: str) -> bool:
@@ -1459,6 +1505,16 @@ class _Seen:
     def other(self, name: str) -> Json | None:
         return next((part for part in self.others if _text(part.get("name")) == name), None)
 
+    @property
+    def deadline_passed(self) -> bool:
+        """
+        Whether the watchdog has slept its time. It cannot say 0 otherwise: told to end before that, it says 143.
+
+        Whatever the job says then is no more than how it takes SIGTERM, and 0 is no success.
+        """
+        watchdog = self.other(DEADLINE_CONTAINER)
+        return watchdog is not None and _exit_code(watchdog) == 0 and not _said(watchdog.get("reason"))
+
     def reason(self, verdict: _Verdict | None) -> str:
         """AWS's own words, with what was concluded from them where they do not say it."""
         own = (
@@ -1523,6 +1579,10 @@ def _on_the_way(seen: _Seen) -> _Verdict | None:
     gone = [name for name in essential if (part := seen.other(name)) is not None and _is_over(part)]
     if _is_over(seen.own):
         return _Verdict(Cause.EXITED) if not gone and seen.exit_code is not None and not seen.own_reason else None
+    if seen.deadline_passed:
+        return _deadline()
+    # Of several, one that says 143 was told to end because of another.
+    gone.sort(key=lambda name: _was_told_to_end(seen.other(name)))
     return _sidecar_first(seen, gone[0]) if gone and known else None
 
 
@@ -1602,11 +1662,13 @@ def _exited(seen: _Seen, before: Snapshot | None) -> _Verdict:
     doubtful = [name for name in essential if not _was_told_to_end(seen.other(name))]
     if before is not None and before.cause is Cause.SIDECAR_ENDED:
         return _sidecar_first(seen, (doubtful or essential or [""])[0])
+    was_first = before is not None and before.cause is Cause.EXITED
+    if seen.deadline_passed and not was_first:
+        return _deadline()
     if seen.exit_code is None:
         return _no_exit_code(seen, essential, known=known)
     if seen.exit_code == 0 and (seen.own_reason or seen.is_odd):
         return _unrecognised(seen)  # words that AWS never used before explain this end, or the reply is no whole one
-    was_first = before is not None and before.cause is Cause.EXITED
     if was_first or not doubtful:
         return _Verdict(Cause.EXITED, advice=_READ if seen.exit_code else "")
     if seen.exit_code in {0, _SIGTERM, _SIGKILL}:
@@ -1647,6 +1709,14 @@ def _perhaps_sidecar(seen: _Seen, doubtful: list[str], *, known: bool) -> _Verdi
     )
 
 
+def _deadline() -> _Verdict:
+    return _Verdict(
+        Cause.DEADLINE,
+        reason=f"the hard deadline passed: {DEADLINE_CONTAINER!r} had slept its time before the job was over",
+        advice="give it a longer timeout and a later watchdog, or a larger size",
+    )
+
+
 def _sidecar_first(seen: _Seen, name: str) -> _Verdict:
     part = seen.other(name)
     code = _exit_code(part) if part is not None else None
@@ -1657,7 +1727,11 @@ def _sidecar_first(seen: _Seen, name: str) -> _Verdict:
     return _Verdict(
         Cause.SIDECAR_ENDED,
         reason=f"the essential sidecar {name!r} {how}",
-        advice=f"read the output of {name!r}; set essential=False if the job can go on without it",
+        advice=(
+            "give the watchdog an image that has a program 'sleep': Sidecar.watchdog(…, image=…)"
+            if name == DEADLINE_CONTAINER
+            else f"read the output of {name!r}; set essential=False if the job can go on without it"
+        ),
     )
 
 

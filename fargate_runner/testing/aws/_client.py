@@ -150,19 +150,28 @@ class FakeClient:
         if (stream := model.output_shape and model.output_shape.event_stream_name) and stream in reply:
             reply[stream] = _Stream(reply[stream], operation)
             self._streams.append(reply[stream])
-        return reply | {"ResponseMetadata": _metadata(200, self._aws.new_id())}
+        return reply | {"ResponseMetadata": self._metadata(200)}
 
     def _refuse(self, error: AwsError, operation: str) -> NoReturn:
         # A service whose older protocol had other names for its errors still goes by those.
         code = QUERY_ERRORS.get(error.code, error.code) if self._service == "sqs" else error.code
         response = {
             "Error": {"Message": error.message, "Code": code},
-            "ResponseMetadata": _metadata(error.status, self._aws.new_id()),
+            "ResponseMetadata": self._metadata(error.status),
             **error.members,
         }
         shape = self.meta.service_model.shape_for_error_code(error.code)
         response |= {name: error.message for name in ("message", "Message") if shape and name in shape.members}
         raise self.exceptions.from_code(error.code)(response, operation) from None
+
+    def _metadata(self, status: int) -> dict[str, Any]:
+        request_id = self._aws.new_id()
+        headers = {
+            "x-amzn-requestid": request_id,
+            "content-type": "application/x-amz-json-1.1",
+            "date": self._aws.date(),
+        }
+        return {"RequestId": request_id, "HTTPStatusCode": status, "HTTPHeaders": headers, "RetryAttempts": 0}
 
     def get_paginator(self, operation_name: str) -> Any:
         """Return aiobotocore's paginator of a method."""
@@ -205,11 +214,6 @@ def _check(request: Mapping[str, Any], model: Any) -> None:
     report = ParamValidator().validate(request, shape)
     if report.has_errors():
         raise ParamValidationError(report=report.generate_report())
-
-
-def _metadata(status: int, request_id: str) -> dict[str, Any]:
-    headers = {"x-amzn-requestid": request_id, "content-type": "application/x-amz-json-1.1"}
-    return {"RequestId": request_id, "HTTPStatusCode": status, "HTTPHeaders": headers, "RetryAttempts": 0}
 
 
 @functools.cache
