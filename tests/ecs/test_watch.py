@@ -64,6 +64,11 @@ async def until_end(watch: Watch, arn: str, **known: Any) -> Snapshot:
     return seen
 
 
+def never(true: bool) -> None:
+    """Judge an event that is not to be judged."""
+    pytest.fail(f"judged: {true}")
+
+
 def looks(aws: FakeAws) -> int:
     return aws.calls.operations["ecs.DescribeTasks"]
 
@@ -404,8 +409,9 @@ def test_a_state_never_goes_back_whatever_the_order_of_the_news(order: list[int]
         phases: list[Phase] = []
 
         async with watching(aws) as watch:
+            watch.saw(history[0], "run-task")
             for number in order:
-                watch.saw(history[number % len(history)], "event")
+                watch.told(history[number % len(history)], believed=True, judge=never)
                 phases.append(watch._entries[arn].snapshot.phase)  # type: ignore[union-attr]
             end = await until_end(watch, arn)
 
@@ -422,44 +428,11 @@ def test_the_cadence_of_a_fake_platform_is_quick() -> None:
     assert isinstance(quick, Cadence)
 
 
-class TestTasksOfStrangers:
-    async def test_events_of_tasks_that_nobody_awaits_do_not_pile_up(self, aws: FakeAws) -> None:
-        (task,) = await launch(aws)
-        first, *others = [f"{task['taskArn'][:-32]}{number:032x}" for number in range(1101)]
-
-        async with watching(aws) as watch:
-            for arn in (first, *others):
-                watch.saw(task | {"taskArn": arn, "version": 3, "lastStatus": "RUNNING"}, "event")
-
-            assert len(watch._entries) == 1000
-            assert first not in watch._entries
-            assert others[-1] in watch._entries
-
-    async def test_an_event_that_comes_before_anybody_asks_is_not_lost(self, aws: FakeAws) -> None:
-        (task,) = await launch(aws)
-        arn, events = task["taskArn"], [f"{task['taskArn'][:-32]}{number:032x}" for number in range(1100)]
-
-        async with watching(aws) as watch:
-            watch.saw(task | {"version": 3, "lastStatus": "RUNNING"}, "event")
-            first = await watch.observe(arn, "main", after=Snapshot(phase=Phase.PENDING))
-            for stranger in events:
-                watch.saw(task | {"taskArn": stranger, "version": 3, "lastStatus": "RUNNING"}, "event")
-
-            assert first.phase is Phase.RUNNING
-            assert arn in watch._entries
-        assert looks(aws) == 0
-
-    async def test_one_whose_event_overtakes_the_launch_may_still_be_missing_for_a_while(
-        self, aws: FakeAws, clock: VirtualClock
-    ) -> None:
-        aws.world.visible_after = (200.0, 200.0)
+class TestEvents:
+    async def test_those_of_tasks_that_nobody_knows_leave_nothing_behind(self, aws: FakeAws) -> None:
         (task,) = await launch(aws)
 
         async with watching(aws) as watch:
-            watch.saw(task, "event")
-            watch.saw(task, "run-task")
-            seen = await watch.observe(task["taskArn"], "main", after=None)
-            while seen.phase < Phase.RUNNING:
-                seen = await watch.observe(task["taskArn"], "main", after=seen)
+            watch.told(task, believed=True, judge=never)
 
-        assert seen.phase is Phase.RUNNING
+            assert not watch.knows(task["taskArn"])

@@ -313,6 +313,7 @@ _QUOTAS: Final[Mapping[str, _Quota]] = {
     "logs.retention": _Quota(5, 5, ("logs.PutRetentionPolicy",)),
     "logs.tail": _Quota(5, 5, ("logs.StartLiveTail",)),
     "s3": _Quota(200, 200, ("s3.PutObject", "s3.GetObject")),
+    "sqs": _Quota(300, 300, ("sqs.ReceiveMessage", "sqs.DeleteMessageBatch")),  # a queue takes nearly any number
 }
 _OTHER: Final = _Quota(20, 10)
 """Of what is asked seldom, and has no published figure here: each operation by itself."""
@@ -444,7 +445,7 @@ PLAIN_REPLIES: Final = frozenset(
         *("GetLogEventsResponse", "FilterLogEventsResponse"),
     }
 )
-_PRELOADED: Final = ("ecs", "logs", "sts", "ssm", "s3", "ec2")
+_PRELOADED: Final = ("ecs", "logs", "sts", "ssm", "s3", "ec2", "sqs", "events")
 
 
 @attrs.frozen(kw_only=True)
