@@ -34,6 +34,8 @@ _BATCH: Final = 10
 _LONG_POLL: Final = 20
 """Seconds that SQS waits for a message, at most."""
 _LONGEST_RECEIVE: Final = _LONG_POLL + 5.0
+_PATIENCE: Final = 2.0
+"""Seconds that SQS may be in trouble until we do without it."""
 _HIDDEN: Final = 30
 """Seconds until a message that was received and not deleted is shown again: to us, or to whose it is."""
 _RECEIVERS: Final = 8
@@ -153,7 +155,7 @@ class EventReader:
 
     async def _find(self) -> str:
         if _name_of(self._queue) == self._queue:
-            found = await self._api.call("sqs.GetQueueUrl", 0.0, QueueName=self._queue)
+            found = await self._api.call("sqs.GetQueueUrl", 0.0, _PATIENCE, QueueName=self._queue)
             return str(found["QueueUrl"])
         aws = _AWS_HOST.match(urlsplit(self._queue).hostname or "")
         if aws is not None and aws["region"] != self._api.region:
@@ -197,6 +199,7 @@ class EventReader:
         reply = await self._api.call(
             "sqs.ReceiveMessage",
             0.0,
+            _PATIENCE,
             QueueUrl=self._url,
             MaxNumberOfMessages=_BATCH,
             WaitTimeSeconds=wait,
@@ -257,7 +260,7 @@ class EventReader:
     async def _delete(self, receipts: Sequence[str]) -> None:
         entries = [{"Id": str(number), "ReceiptHandle": receipt} for number, receipt in enumerate(receipts)]
         try:
-            await self._api.call("sqs.DeleteMessageBatch", 0.0, QueueUrl=self._url, Entries=entries)
+            await self._api.call("sqs.DeleteMessageBatch", 0.0, _PATIENCE, QueueUrl=self._url, Entries=entries)
         except Exception as exc:  # noqa: BLE001 (what is not deleted is shown again, and is old news then)
             self._say_once("delete", f"messages cannot be deleted, and come again: {exc}; {_PERMISSIONS}")
 
@@ -287,7 +290,7 @@ async def make_events(api: Api, queue: str, cluster: str, *, namespace: str | No
         "detail": {
             "clusterArn": [f"{place.format('ecs')}:cluster/{_wire.cluster_name(cluster)}"],
             "startedBy": [{"prefix": _wire.started_by_prefix(namespace)}],
-            "lastStatus": ["PROVISIONING", "RUNNING", "STOPPED"],
+            "lastStatus": ["PENDING", "RUNNING", "STOPPED"],
         },
     }
     about = "Tasks of fargate_runner, for the queue of the same name"
@@ -295,9 +298,7 @@ async def make_events(api: Api, queue: str, cluster: str, *, namespace: str | No
     put = await api.call("events.PutTargets", Rule=name, Targets=[{"Id": _TARGET, "Arn": arn}])
     if put.get("FailedEntryCount"):
         failed = next(iter(put.get("FailedEntries") or ()), {})
-        said = (
-            f"the rule {name!r} does not take its queue as a target: {failed.get('ErrorMessage', 'no reason')}"
-        )
+        said = f"the rule {name!r} does not take its queue as a target: {failed.get('ErrorMessage', 'no reason')}"
         raise BackendError(said, operation="PutTargets", code=failed.get("ErrorCode"))
     return url
 

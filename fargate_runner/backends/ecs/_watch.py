@@ -30,6 +30,7 @@ _CLOCKS_DIFFER: Final = timedelta(seconds=60)
 _IN_TIME: Final = 3
 """Events in time, one after another, after which they are relied on to come; twice as many after each failure."""
 _IN_TIME_AT_MOST: Final = 100
+"""So many at most; and after so many, failures of before are forgotten."""
 _UNCONFIRMED: Final = 3
 """Looks that may show less than an event told: ECS is eventually consistent, and an event may be a lie."""
 
@@ -282,6 +283,8 @@ class Watch:
     def _count_in_time(self) -> None:
         self._in_time += 1
         self.relies_on_events |= self._in_time >= self._in_time_wanted
+        if self._in_time >= _IN_TIME_AT_MOST:
+            self._in_time_wanted = _IN_TIME
 
     def has_ended(self, arn: str) -> bool:
         """Whether the end of a task has been seen."""
@@ -417,7 +420,7 @@ class Watch:
             entry.missing = 0
             entry.alone = False
             entry.looked_at = anyio.current_time()
-            told = self._confirm(entry, task)
+            told = self._confirm(entry, task) or _ended(entry)
             if self._is_news(entry, _wire.version(task)):
                 self._take(entry, task, "describe")
                 if self._in_time and _ended(entry) and not told:
