@@ -20,7 +20,8 @@ from fargate_runner._errors import BackendError
 from fargate_runner._lifecycle import Phase, Snapshot
 from fargate_runner.backends.ecs import _wire
 from fargate_runner.backends.ecs._events import _Senders
-from fargate_runner.testing.aws import ContainerRun, ContainerScript, Delivery, FakeAws, Fault, denied
+from fargate_runner.backends.ecs._watch import Cadence
+from fargate_runner.testing.aws import ContainerRun, ContainerScript, Delivery, FakeAws, Fault, Pace, denied
 from fargate_runner.testing.aws import throttled as throttle
 from fargate_runner.testing.clock import VirtualClock
 from tests.contract.ecs_words import IMAGE
@@ -51,12 +52,13 @@ def aws(clock: VirtualClock, delivery: Delivery) -> FakeAws:
 
 
 def made_aws(clock: VirtualClock, delivery: Delivery, **more: Any) -> FakeAws:
-    return FakeAws(clock=clock, script=script, clusters=("jobs",), delivery=delivery, validate=False, **more)
+    return FakeAws(clock=clock, script=script, clusters=("jobs",), delivery=delivery, **more)
 
 
 def made_backend(aws: FakeAws, clock: VirtualClock, **more: Any) -> EcsBackend:
     known: dict[str, Any] = {"network": NETWORK, "roles": ROLES, "session": aws.session(), "region": aws.region}
-    return EcsBackend("jobs", **known | {"utcnow": clock.utcnow, "events": QUEUE} | more)
+    known |= {"utcnow": clock.utcnow, "events": QUEUE} | more
+    return EcsBackend("jobs", **known)
 
 
 @attrs.define
@@ -156,10 +158,11 @@ async def messages(aws: FakeAws) -> int:
 
 
 class TestWhenEventsCome:
+    @pytest.mark.sweep
     async def test_a_thousand_ends_are_seen_at_once_and_hardly_a_look_is_needed(
         self, aws: FakeAws, clock: VirtualClock
     ) -> None:
-        aws.latency = (0.01, 0.15)
+        aws.latency, aws.validate = (0.01, 0.15), False
 
         async with listening(aws, clock) as rig:
             await rig.run_all(some_jobs(1000))
@@ -281,7 +284,7 @@ async def send(aws: FakeAws, event: Any, **more: Any) -> None:
 def lived(seed: int, delivery: Delivery, *, forger: bool = False, count: int = 60, **more: Any) -> Rig:
     """Run jobs on an AWS that delivers events badly, to the end."""
     clock = VirtualClock()
-    aws = made_aws(clock, delivery, seed=seed, **more)
+    aws = made_aws(clock, delivery, seed=seed, validate=False, **more)
 
     async def main() -> Rig:
         async with listening(aws, clock) as rig, anyio.create_task_group() as tasks:
@@ -295,6 +298,7 @@ def lived(seed: int, delivery: Delivery, *, forger: bool = False, count: int = 6
 
 
 class TestWhatEventsMayDo:
+    @pytest.mark.sweep
     @pytest.mark.parametrize("forger", [False, True])
     @pytest.mark.parametrize("seed", range(15))
     def test_doubled_shuffled_lost_late_and_forged_they_change_no_answer(self, seed: int, forger: bool) -> None:
@@ -403,7 +407,7 @@ class TestWhoIsBelieved:
 class TestTroubleWithTheQueue:
     async def _ends_in(self, aws: FakeAws, clock: VirtualClock, harm: Callable[[], Any]) -> Rig:
         async with listening(aws, clock) as rig, anyio.create_task_group() as tasks:
-            tasks.start_soon(rig.run_all, [runs(n, n % 2) for n in range(30, 330)])
+            tasks.start_soon(rig.run_all, [runs(n, n % 2) for n in range(30, 330, 3)])
             await anyio.sleep(150)
             await harm()
         assert rig.untrue() == []
@@ -422,8 +426,9 @@ class TestTroubleWithTheQueue:
         rig = await self._ends_in(aws, clock, lambda: aws.call("events", "DisableRule", {"Name": QUEUE}))
 
         assert rig.after_the_end()[-1] <= 31
-        assert rig.after_the_end()[265] <= 2.5
+        assert rig.after_the_end()[80] <= 2.5
 
+    @pytest.mark.sweep
     @pytest.mark.parametrize(
         "fault",
         [
@@ -445,7 +450,7 @@ class TestTroubleWithTheQueue:
         rig = await self._ends_in(aws, clock, harm)
 
         assert rig.after_the_end()[-1] <= 31
-        assert rig.after_the_end()[270] <= 2.5
+        assert rig.after_the_end()[88] <= 2.5
 
     async def test_a_queue_that_answers_again_is_relied_on_again(self, aws: FakeAws, clock: VirtualClock) -> None:
         async def harm() -> None:
@@ -455,7 +460,42 @@ class TestTroubleWithTheQueue:
         since = [call.at for call in aws.calls.of("ecs.DescribeTasks") if call.at > 220]
 
         assert rig.delays()[-1] <= 25
-        assert len(since) <= 40
+        assert len(since) <= 20
+
+
+class TestOverHttp:
+    @pytest.fixture
+    def anyio_backend(self) -> object:
+        return "asyncio"
+
+    async def test_an_end_that_nobody_looks_for_is_told_through_aioboto3(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATEST")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        monkeypatch.delenv("AWS_PROFILE", raising=False)
+        aws = FakeAws(
+            script=script,
+            clusters=("jobs",),
+            pace=Pace.instant(),
+            visible_after=(0.0, 0.0),
+            delivery=Delivery(least=0.0, most=0.01, queue_policies=True),
+        )
+        known: dict[str, Any] = {"network": NETWORK, "roles": ROLES, "region": aws.region, "events": QUEUE}
+
+        async with aws.serve(moto=False) as url:
+            never = Cadence(first=600, period=600, reconcile=600, confirm=0.01)
+            backend = EcsBackend("jobs", **known, endpoint_url=url, cadence=never)
+            await backend.make_events()
+            async with backend:
+                rig = Rig(aws, backend)
+                await rig.run_all([runs(0.3, n) for n in range(5)])
+                while await messages(aws):
+                    await anyio.sleep(0.05)
+                unread = await messages(aws)
+            await backend.drop_events()
+
+        assert rig.untrue() == []
+        assert {seen.end.exit_code for seen in rig.seen.values() if seen.end} == {0, 1, 2, 3, 4}
+        assert unread == 0
 
 
 class TestOpening:

@@ -204,14 +204,14 @@ class EventReader:
             MaxNumberOfMessages=_BATCH,
             WaitTimeSeconds=wait,
             VisibilityTimeout=_HIDDEN,
-            AttributeNames=["SenderId", "ApproximateReceiveCount"],
+            MessageSystemAttributeNames=["SenderId", "ApproximateReceiveCount"],
         )
         return reply.get("Messages") or ()
 
     def _failed(self, exc: Exception) -> None:
         self._watch.events_fail()
         why = exc.code if isinstance(exc, BackendError) and exc.code else type(exc).__name__
-        self._say_once(why, f"events do not come, so tasks are polled more often: {exc or why}")
+        self._say_once(why, f"events do not come, so tasks are polled more often: {str(exc) or why}")
 
     def _say_once(self, about: str, said: str) -> None:
         if about not in self._said:
@@ -297,7 +297,7 @@ async def make_events(api: Api, queue: str, cluster: str, *, namespace: str | No
     await api.call("events.PutRule", Name=name, EventPattern=json.dumps(pattern), State="ENABLED", Description=about)
     put = await api.call("events.PutTargets", Rule=name, Targets=[{"Id": _TARGET, "Arn": arn}])
     if put.get("FailedEntryCount"):
-        failed = next(iter(put.get("FailedEntries") or ()), {})
+        failed: Mapping[str, Any] = next(iter(put.get("FailedEntries") or ()), {})
         said = f"the rule {name!r} does not take its queue as a target: {failed.get('ErrorMessage', 'no reason')}"
         raise BackendError(said, operation="PutTargets", code=failed.get("ErrorCode"))
     return url
