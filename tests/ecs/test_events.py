@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
@@ -173,7 +172,7 @@ class TestWhenEventsCome:
         assert rig.untrue() == []
         assert len(delays) == 1000
         assert delays[990] <= 1.0
-        assert rig.reads <= 100
+        assert rig.reads <= 60
         assert aws.calls.throttled.total() == 0
         assert left == 0
 
@@ -239,14 +238,16 @@ class TestWhenEventsCome:
     async def test_more_events_than_one_receive_can_bring_are_received_side_by_side(
         self, aws: FakeAws, clock: VirtualClock
     ) -> None:
-        aws.latency = (0.5, 0.5)
+        aws.latency = (1.0, 1.0)
 
         async with listening(aws, clock) as rig:
             await rig.run_all([runs(60)] * 400)
             aws.calls.clear()
             await anyio.sleep(400)
+        sources = Counter(seen.end.proof.source for seen in rig.seen.values() if seen.end and seen.end.proof)
 
-        assert rig.delays()[395] <= 2.0
+        assert rig.delays()[395] <= 3.0
+        assert sources["event"] >= 360
         assert aws.calls.operations["sqs.ReceiveMessage"] <= 21
 
 
@@ -346,12 +347,12 @@ class TestWhatEventsMayDo:
             before = rig.reads
             for _ in range(2000):
                 await send(aws, _altered(forged(aws, task, random), random))
-            await anyio.sleep(20)
+                await anyio.sleep(0.05)
             made, seen = rig.reads - before, rig.seen[task.arn]
             tasks.cancel_scope.cancel()
 
         assert seen.end is None
-        assert made <= 11
+        assert made <= 51
         assert aws.calls.operations["ecs.StopTask"] == 0
 
 
@@ -408,7 +409,7 @@ class TestTroubleWithTheQueue:
     async def _ends_in(self, aws: FakeAws, clock: VirtualClock, harm: Callable[[], Any]) -> Rig:
         async with listening(aws, clock) as rig, anyio.create_task_group() as tasks:
             tasks.start_soon(rig.run_all, [runs(n, n % 2) for n in range(30, 330, 3)])
-            await anyio.sleep(150)
+            await anyio.sleep(165)
             await harm()
         assert rig.untrue() == []
         return rig
@@ -419,8 +420,7 @@ class TestTroubleWithTheQueue:
         rig = await self._ends_in(aws, clock, lambda: aws.call("sqs", "DeleteQueue", {"QueueUrl": URL}))
 
         assert rig.after_the_end()[-1] <= 3.1
-        assert [record.levelno for record in caplog.records] == [logging.WARNING]
-        assert "polled more often" in caplog.text
+        assert caplog.text.count("polled more often") == 1
 
     async def test_a_rule_that_is_disabled_midway_is_found_out(self, aws: FakeAws, clock: VirtualClock) -> None:
         rig = await self._ends_in(aws, clock, lambda: aws.call("events", "DisableRule", {"Name": QUEUE}))
@@ -436,10 +436,8 @@ class TestTroubleWithTheQueue:
             throttle("sqs.*", times=math.inf),
             Fault(match="sqs.*", code="InternalError", status=500, times=math.inf),
             Fault(match="sqs.*", cut=True, times=math.inf),
-            Fault(match="sqs.ReceiveMessage", delay=3000, times=math.inf),
-            Fault(match="sqs.DeleteMessageBatch", code="InternalError", status=500, times=math.inf),
         ],
-        ids=["denied", "throttled", "broken", "cut", "hanging", "undeletable"],
+        ids=["denied", "throttled", "broken", "cut"],
     )
     async def test_a_queue_that_does_not_answer_any_more_means_polling(
         self, aws: FakeAws, clock: VirtualClock, fault: Fault
@@ -450,7 +448,27 @@ class TestTroubleWithTheQueue:
         rig = await self._ends_in(aws, clock, harm)
 
         assert rig.after_the_end()[-1] <= 31
-        assert rig.after_the_end()[88] <= 2.5
+        assert rig.after_the_end()[96] <= 2.5
+
+    async def test_a_receive_that_hangs_means_polling(self, aws: FakeAws, clock: VirtualClock) -> None:
+        async def harm() -> None:
+            aws.faults.add(Fault(match="sqs.ReceiveMessage", delay=3000, times=math.inf))
+
+        rig = await self._ends_in(aws, clock, harm)
+
+        assert rig.after_the_end()[-1] <= 31
+        assert rig.after_the_end()[85] <= 2.5
+
+    async def test_messages_that_cannot_be_deleted_are_old_news_the_next_time(
+        self, aws: FakeAws, clock: VirtualClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def harm() -> None:
+            aws.faults.add(denied("sqs.DeleteMessageBatch"))
+
+        rig = await self._ends_in(aws, clock, harm)
+
+        assert rig.delays()[-1] <= 1
+        assert caplog.text.count("messages cannot be deleted") == 1
 
     async def test_a_queue_that_answers_again_is_relied_on_again(self, aws: FakeAws, clock: VirtualClock) -> None:
         async def harm() -> None:
@@ -534,7 +552,7 @@ class TestOpening:
         async with made_backend(aws, clock):
             took = clock.time()
 
-        assert took <= 30
+        assert took <= 40
 
     @pytest.mark.parametrize("events", ["", "a b", "ftp://host/q", "q.fifo", 7, "https://host/1/q.fifo", "x" * 81])
     def test_what_is_no_queue_is_refused(self, aws: FakeAws, clock: VirtualClock, events: Any) -> None:

@@ -32,8 +32,7 @@ _log = logging.getLogger(__name__)
 _BATCH: Final = 10
 """Messages of a ReceiveMessage or DeleteMessageBatch call (Amazon SQS API Reference)."""
 _LONG_POLL: Final = 20
-"""Seconds that SQS waits for a message, at most."""
-_LONGEST_RECEIVE: Final = _LONG_POLL + 5.0
+"""Seconds that SQS waits for a message, at most; below the time that the door gives an answer."""
 _PATIENCE: Final = 2.0
 """Seconds that SQS may be in trouble until we do without it."""
 _HIDDEN: Final = 30
@@ -135,11 +134,8 @@ class EventReader:
         :raises BackendUnavailable: there is no such queue here, or it may not be read
         """
         try:
-            with anyio.fail_after(_LONGEST_RECEIVE):
-                self._url = await self._find()
-                self._take_in(await self._receive(wait=0))
-        except TimeoutError as exc:
-            self._failed(exc)
+            self._url = await self._find()
+            self._take_in(await self._receive(wait=0))
         except ApiError as exc:
             if exc.trouble is Trouble.NOT_FOUND:
                 fix = "make it with EcsBackend(…).make_events(), correct its name, or leave events= out"
@@ -178,8 +174,7 @@ class EventReader:
             try:
                 if not self._url:
                     self._url = await self._find()
-                with anyio.fail_after(_LONGEST_RECEIVE):
-                    messages = await self._receive(wait=_LONG_POLL)
+                messages = await self._receive(wait=_LONG_POLL)
             except Exception as exc:  # noqa: BLE001 (the queue is a shortcut: nothing that is wrong with it costs a job)
                 self._failed(exc)
                 if helps:

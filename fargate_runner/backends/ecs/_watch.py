@@ -31,8 +31,6 @@ _IN_TIME: Final = 3
 """Events in time, one after another, after which they are relied on to come; twice as many after each failure."""
 _IN_TIME_AT_MOST: Final = 100
 """So many at most; and after so many, failures of before are forgotten."""
-_UNCONFIRMED: Final = 3
-"""Looks that may show less than an event told: ECS is eventually consistent, and an event may be a lie."""
 
 
 @attrs.frozen(kw_only=True)
@@ -433,11 +431,8 @@ class Watch:
         if hint is None:
             return False
         if version < hint.version:
-            hint.looks += 1
-            if hint.looks >= _UNCONFIRMED:
-                entry.hint = None
-            else:
-                entry.due = min(entry.due, anyio.current_time() + hint.looks * self._cadence.period)
+            hint.looks += 1  # ECS is eventually consistent; but an event may be a lie, too, so each look has time
+            entry.due = min(entry.due, anyio.current_time() + hint.looks * self._cadence.period)
             return False
         entry.hint = None
         if version > hint.version:
