@@ -325,6 +325,7 @@ _QUOTAS: Final[Mapping[str, _Quota]] = {
     # What one partition of a table takes: the pages of a namespace are in one.
     "dynamodb.write": _Quota(1000, 1000, ("dynamodb.PutItem", "dynamodb.DeleteItem")),
     "dynamodb.read": _Quota(1000, 1000, ("dynamodb.GetItem", "dynamodb.BatchGetItem", "dynamodb.Query")),
+    "sqs": _Quota(300, 300, ("sqs.ReceiveMessage", "sqs.DeleteMessageBatch")),  # a queue takes nearly any number
 }
 _OTHER: Final = _Quota(20, 10)
 """Of what is asked seldom, and has no published figure here: each operation by itself."""
@@ -503,7 +504,7 @@ PLAIN_REPLIES: Final = frozenset(
         *("GetLogEventsResponse", "FilterLogEventsResponse"),
     }
 )
-_PRELOADED: Final = ("ecs", "logs", "sts", "ssm", "s3", "ec2", "dynamodb")
+_PRELOADED: Final = ("ecs", "logs", "sts", "ssm", "s3", "ec2", "sqs", "events", "dynamodb")
 
 
 @attrs.frozen(kw_only=True)
@@ -765,13 +766,20 @@ class Api:
             for client in clients:
                 await self._close(client)
 
-    async def call(self, operation: str, throttle_patience: float = float("inf"), /, **request: Any) -> dict[str, Any]:
+    async def call(
+        self,
+        operation: str,
+        throttle_patience: float = float("inf"),
+        patience: float = float("inf"),
+        /,
+        **request: Any,
+    ) -> dict[str, Any]:
         """
         Ask AWS: ``await api.call("ecs.RunTask", cluster=…)``. Safe to cancel; its effect is then unknown.
 
         Throttles are waited out, without end unless *throttle_patience* gives one in seconds. What AWS or the way to it
-        fails in is tried again for two minutes, what expired credentials fail in for a quarter of an hour; always with
-        the very same request.
+        fails in is tried again for two minutes, what expired credentials fail in for a quarter of an hour, or for
+        *patience* seconds if that is less; always with the very same request.
 
         :raises ApiError: AWS's own error, or none of its answers
         :raises BackendUnavailable: AWS cannot be reached at all: no credentials, no region, no way to the endpoint
@@ -781,7 +789,7 @@ class Api:
         if operation == "ecs.RunTask":
             # botocore would make up a new one for each try, and each would start a task.
             assert request.get("clientToken"), "a RunTask without a clientToken must not be sent twice"
-        return await self._try(_Call(self, operation, request, throttle_patience=throttle_patience))
+        return await self._try(_Call(self, operation, request, patience=patience, throttle_patience=throttle_patience))
 
     async def _try(self, call: _Call) -> dict[str, Any]:
         try:

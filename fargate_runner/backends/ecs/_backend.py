@@ -34,6 +34,7 @@ from fargate_runner._lifecycle import Cause, LogLine, Phase, Proof, Snapshot
 from fargate_runner.backends.ecs import _discover, _wire
 from fargate_runner.backends.ecs._api import Api, ApiError, Budget, Trouble
 from fargate_runner.backends.ecs._config import Capacity, EcsOptions, LogGroup, Network, Roles
+from fargate_runner.backends.ecs._events import EventReader, check_queue, drop_events, make_events
 from fargate_runner.backends.ecs._logs import LogCadence, LogReader
 from fargate_runner.backends.ecs._taskdefs import Definition, TaskDefinitions
 from fargate_runner.backends.ecs._watch import Cadence, Watch
@@ -100,6 +101,8 @@ class EcsBackend(Backend):
     - ``secret_prefix``: a path in SSM's Parameter Store where the values of `Secret` are kept while their job runs;
       without one, only references (`SecretRef`) are taken
     - ``tags``: put on every task, below the job's own
+    - ``events``: name or URL of an SQS queue that EventBridge feeds, which tells of ends sooner than polling and for
+      fewer calls; this backend's alone. `make_events` makes it
     - ``session``: any aioboto3 or aiobotocore session; by default a new ``aioboto3.Session()``
     - ``budget``: how much of AWS's API quotas to use, where they were raised or are shared
     - ``cadence``, ``log_cadence``: how often tasks and lines are asked for; mostly for tests
@@ -127,6 +130,7 @@ class EcsBackend(Backend):
         spill_to: str | None = None,
         secret_prefix: str | None = None,
         tags: Mapping[str, str] | None = None,
+        events: str | None = None,
         region: str | None = None,
         session: Any | None = None,
         endpoint_url: str | None = None,
@@ -145,6 +149,7 @@ class EcsBackend(Backend):
         self._bucket, self._spill_prefix = _check_spill(spill_to)
         self._secret_prefix = _check_secret_prefix(secret_prefix)
         self._tags = dict(tags or {})
+        self._events = check_queue(events)
         self._utcnow = utcnow
         self._cadence = cadence or Cadence()
         self._log_cadence = log_cadence or LogCadence()
@@ -180,15 +185,40 @@ class EcsBackend(Backend):
             self.log_group = found.log_group
         self.chosen = found.why
 
-    def now(self) -> datetime:
-        return self._utcnow()
-
     @property
     def place(self) -> str:
         return f"{self.name}/{self._api.region}/{_wire.cluster_name(self.cluster)}"
 
     def now(self) -> datetime:
         return self._api.now() or self._utcnow()
+
+    async def make_events(self, *, namespace: str | None = None) -> str:
+        """
+        Make the queue that ``events`` names and the EventBridge rule of that name that feeds it; return its URL.
+
+        What is there stays. Only that rule may send to the queue, and it sends what becomes of tasks of this library in
+        this cluster; with *namespace*, only of runners of that one. Needs no open backend, and costs next to nothing.
+
+        :raises BackendError: something could not be made, or a queue of that name has a policy of its own
+        """
+        async with self._door() as api:
+            if not self.cluster:
+                await self._settle()
+            return await make_events(api, self._events, self.cluster, namespace=namespace)
+
+    async def drop_events(self) -> None:
+        """Delete the queue that ``events`` names, and its rule. What is not there is no error."""
+        async with self._door() as api:
+            await drop_events(api, self._events)
+
+    @asynccontextmanager
+    async def _door(self) -> AsyncGenerator[Api]:
+        """The door to AWS, opened for a moment if the backend is not open."""
+        if self.is_open:
+            yield self._api
+            return
+        async with self._api.running():
+            yield self._api
 
     @property
     def api(self) -> Api:
@@ -217,9 +247,14 @@ class EcsBackend(Backend):
             self._reader = LogReader(self._api, utcnow=self._utcnow, cadence=self._log_cadence)
             self._finder = _Finder(self._api, self.cluster)
             self._turns = _Turns(self._api)
+            events = EventReader(self._api, self._events, watch=self._watch, owner_of=self._owner_of)
+            if self._events:
+                await events.open()
             async with sheltered_tasks() as tasks:
                 tasks.start_soon(self._watch.run)
                 tasks.start_soon(self._reader.run)
+                if self._events:
+                    tasks.start_soon(events.run)
                 try:
                     yield
                 finally:
@@ -917,6 +952,12 @@ class EcsBackend(Backend):
     def _gone(self, reason: str) -> Snapshot:
         proof = Proof(source="runner", seen_at=self._utcnow(), evidence=reason)
         return Snapshot(phase=Phase.ENDED, cause=Cause.VANISHED, reason=reason, proof=proof)
+
+    def _owner_of(self, arn: str) -> str | None:
+        """Return whose a task is; empty if it is ours and that is not known here, None if it is not ours."""
+        if (placed := self._placed.get(arn)) is not None:
+            return placed.owner
+        return "" if arn in self._forgotten or self._watch.knows(arn) else None
 
     def _container(self, ref: TaskRef) -> str:
         if (placed := self._placed.get(ref.address)) is not None:

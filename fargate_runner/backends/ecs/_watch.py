@@ -1,15 +1,16 @@
 """
 One table of all tasks that somebody waits for, and one poller that looks at them, a hundred at a time.
 
-Nothing is polled that nobody waits for. What events and replies tell on the way is taken in by `saw`, and can only make
-it faster: polling decides.
+Nothing is polled that nobody waits for. What replies tell on the way is taken in by `saw`, what events tell by `told`,
+and can only make it faster: polling decides. While events come in time it is done seldom; as soon as it finds an end
+that no event has told, it is done as often as ever.
 """
 
 from __future__ import annotations
 
 import heapq
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Self
 
@@ -28,8 +29,10 @@ _BATCH: Final = 100
 _CLOCKS_DIFFER: Final = timedelta(seconds=60)
 """How far AWS's clock and ours may be apart."""
 _LONG_AGO: Final = float("-inf")
-_STRANGERS: Final = 1000
-"""Tasks known from events alone: most are other people's, but an event may overtake the answer to a launch."""
+_IN_TIME: Final = 3
+"""Events in time, one after another, after which they are relied on to come; twice as many after each failure."""
+_IN_TIME_AT_MOST: Final = 100
+"""So many at most; and after so many, failures of before are forgotten."""
 
 
 @attrs.frozen(kw_only=True)
@@ -44,6 +47,12 @@ class Cadence:
     """How long the first look at a task that was met waits for others; ten times as long if more and more come."""
     reads_per_second: float = 5.0
     """Looks, of a hundred tasks each, where there are many: a quarter of what AWS gives an account."""
+    reconcile: float = 30.0
+    """Between two looks at a task, while events tell of it: each might be the one that is lost."""
+    confirm: float = 0.7
+    """From one look to the next that an event asks for. The ends between them share it."""
+    patience: float = 5.0
+    """How long the event of an end may be behind a look; after that, events do not count as coming in time."""
     grace: float = 300.0
     """How long a new task may be missing: ECS is eventually consistent."""
     doubt: float = 30.0
@@ -56,7 +65,18 @@ class Cadence:
     @classmethod
     def quick(cls) -> Self:
         """Return one for a platform that takes no time: a fake one."""
-        return cls(first=0.02, period=0.05, gather=0.005, reads_per_second=100.0)
+        return cls(first=0.02, period=0.05, gather=0.005, reads_per_second=100.0, reconcile=0.5, confirm=0.02)
+
+
+@attrs.define
+class _Hint:
+    """What an event told of a task and no look has confirmed."""
+
+    version: int
+    gist: Hashable
+    judge: Callable[[bool], None]
+    looks: int = 0
+    """How many looks showed less."""
 
 
 class _Entry:
@@ -73,6 +93,7 @@ class _Entry:
         "error",
         "errors",
         "exited_at",
+        "hint",
         "known_from",
         "leaving_since",
         "looked_at",
@@ -123,6 +144,7 @@ class _Entry:
         self.exited_at: float | None = None
         self.error: BackendError | None = None
         self.errors = 0
+        self.hint: _Hint | None = None
         self.changed: anyio.Event | None = None
         self.watcher: tuple[Snapshot, int, Callable[[], None]] | None = None
         """Who is called when more is known than a snapshot, or when there are more errors than so many."""
@@ -173,10 +195,15 @@ class Watch:
         self._cadence = cadence
         self._met = met
         self._entries: dict[str, _Entry] = {}
-        self._strangers: dict[str, None] = {}
-        """Those of which nothing but events has told, the oldest first."""
         self._wake = anyio.Event()
-        self._asleep_until = float("-inf")
+        self._asleep_until = self._looked_at = float("-inf")
+        self._in_time = 0
+        """How many events came in time, one after another."""
+        self._in_time_wanted = _IN_TIME
+        self._untold: dict[str, float] = {}
+        """The ends that a look has found and no event has told: until when one has to, the earliest first."""
+        self.relies_on_events = False
+        """Whether events come in time, so that looks may be seldom."""
 
     # ---- what others ask and tell ----------------------------------------------------------------------------------
 
@@ -200,7 +227,6 @@ class Watch:
         if not self._is_ours(arn):
             return _wire.missing(arn, seen_at=self._utcnow())
         entry = self._entry(arn, container, submitted_at, created_at)
-        self._strangers.pop(arn, None)
         if after is not None and (entry.snapshot is None or entry.snapshot.phase < after.phase):
             entry.snapshot = after  # known from elsewhere, and it does not go back
         errors = entry.errors
@@ -245,26 +271,73 @@ class Watch:
             entry.waiting -= 1
 
     def saw(self, task: Mapping[str, Any], source: str) -> None:
-        """Take in what a reply or an event tells of a task. Old news and mere outlines change nothing."""
+        """Take in what a reply tells of a task. Old news and mere outlines change nothing."""
         arn = _wire.task_arn(task)
         if not self._is_ours(arn):
             return
-        is_new = arn not in self._entries
         entry = self._entry(
             arn, _wire.own_container(task), anyio.current_time() if source == "run-task" else None, None
         )
-        if source != "event":
-            self._strangers.pop(arn, None)
-        elif is_new:
-            self._strangers[arn] = None
-            if len(self._strangers) > _STRANGERS:
-                self.forget(next(iter(self._strangers)))
         if _wire.is_stopped(task) and "containers" not in task:
             entry.due = float("-inf")  # a replay for an old token: that it is over, and nothing else
         elif entry.snapshot is None or _wire.version(task) > entry.version:
             entry.missing = 0
             self._take(entry, task, source)
         self._rouse(entry)
+
+    def told(self, task: Mapping[str, Any], *, believed: bool, judge: Callable[[bool], None]) -> None:
+        """
+        Take in what an event tells of a task; of one that is not known here, nothing.
+
+        What is not *believed*, or is an end that does not tell how, is news only once a look has confirmed it. *judge*
+        is then told whether what the event said was so.
+        """
+        arn, version = _wire.task_arn(task), _wire.version(task)
+        over = _wire.is_stopped(task)
+        if over and self._untold.pop(arn, None) is not None:
+            self._count_in_time()
+        entry = self._entries.get(arn)
+        if entry is None or _ended(entry) or version <= entry.version:
+            return
+        if believed and self._is_whole(entry, task):
+            entry.missing, entry.hint = 0, None
+            self._take(entry, task, "event")
+            self._count_in_time()
+            return
+        entry.hint = _Hint(version, _wire.gist(task), judge)
+        pause = self._cadence.confirm if over else self._cadence.period
+        entry.due = min(entry.due, max(anyio.current_time(), self._looked_at + pause))
+        self._rouse(entry)
+
+    def events_fail(self) -> None:
+        """Rely on events no longer, until they have shown again that they come in time."""
+        self._in_time = 0
+        if not self.relies_on_events:
+            return
+        self.relies_on_events = False
+        self._in_time_wanted = min(2 * self._in_time_wanted, _IN_TIME_AT_MOST)
+        now, awaited = anyio.current_time(), [entry for entry in self._entries.values() if entry.is_open]
+        pause = self._period(len(awaited)) / max(1, len(awaited))
+        for number, entry in enumerate(entry for entry in awaited if not entry.alone):
+            entry.due = min(entry.due, now + number * pause)  # one after another, not all at once
+        self._wake.set()
+
+    def knows(self, arn: str) -> bool:
+        """Whether somebody here launched, found or awaited the task."""
+        return arn in self._entries
+
+    def _is_whole(self, entry: _Entry, task: Mapping[str, Any]) -> bool:
+        """Whether an event leaves nothing to ask: one of an end has to tell the exit code."""
+        if not _wire.is_stopped(task):
+            return True
+        end = _wire.snapshot(task, entry.container, source="event", seen_at=self._utcnow(), before=entry.snapshot)
+        return end.exit_code is not None
+
+    def _count_in_time(self) -> None:
+        self._in_time += 1
+        self.relies_on_events |= self._in_time >= self._in_time_wanted
+        if self._in_time >= _IN_TIME_AT_MOST:
+            self._in_time_wanted = _IN_TIME
 
     def has_ended(self, arn: str) -> bool:
         """Whether the end of a task has been seen."""
@@ -279,7 +352,6 @@ class Watch:
     def forget(self, arn: str) -> None:
         """Drop what is known of a task."""
         self._entries.pop(arn, None)
-        self._strangers.pop(arn, None)
 
     def _is_ours(self, arn: str) -> bool:
         # Short ARNs of before 2018 do not name their cluster.
@@ -291,7 +363,8 @@ class Watch:
         if entry is None:
             now = anyio.current_time()
             if submitted_at is not None:
-                known_from, due = submitted_at, submitted_at + self._cadence.first
+                first = self._cadence.reconcile if self.relies_on_events else self._cadence.first
+                known_from, due = submitted_at, submitted_at + first
             elif created_at is not None:
                 age = max(0.0, (self._utcnow() - created_at).total_seconds())
                 known_from, due = now - age, now + self._cadence.gather
@@ -299,7 +372,7 @@ class Watch:
                 known_from, due = now - self._cadence.grace, now + self._cadence.gather
             entry = self._entries[arn] = _Entry(arn, container, known_from, due, met=submitted_at is None)
         elif submitted_at is not None:
-            entry.known_from = max(entry.known_from, submitted_at)  # an event was faster than the launch's answer
+            entry.known_from = max(entry.known_from, submitted_at)  # it was found before it was launched again
         if not entry.container:
             entry.container = container
         return entry
@@ -321,10 +394,15 @@ class Watch:
         async with anyio.create_task_group() as looks:
             while True:
                 now = anyio.current_time()
+                untold = next(iter(self._untold.values()), float("inf"))
+                if untold <= now:
+                    self._untold.clear()
+                    self.events_fail()
+                    continue
                 awaited = [entry for entry in self._entries.values() if entry.is_open]
                 first = min(awaited, key=_due, default=None)
                 if first is None or first.due > now:
-                    await self._until(first.due if first is not None else float("inf"))
+                    await self._until(min(untold, first.due if first is not None else float("inf")))
                     continue
                 period = self._period(len(awaited))
                 # A call that is made anyway takes along what is due soon.
@@ -335,6 +413,7 @@ class Watch:
                 batch = [first] if first.alone else heapq.nsmallest(_BATCH, soon, key=_due)
                 for entry in batch:
                     entry.asking = True
+                self._looked_at = now
                 looks.start_soon(self._look_at, batch, now + period)
                 await anyio.lowlevel.checkpoint()
 
@@ -352,7 +431,8 @@ class Watch:
 
     def _period(self, awaited: int) -> float:
         calls = -(-awaited // _BATCH)
-        return max(self._cadence.period, calls / self._cadence.reads_per_second)
+        often = self._cadence.reconcile if self.relies_on_events else self._cadence.period
+        return max(often, calls / self._cadence.reads_per_second)
 
     async def _until(self, moment: float) -> None:
         """Wait for a moment, or for somebody who cannot wait so long."""
@@ -411,9 +491,30 @@ class Watch:
             entry.missing = 0
             entry.alone = False
             entry.looked_at = anyio.current_time()
+            told = self._confirm(entry, task) or _ended(entry)
             if self._is_news(entry, _wire.version(task)):
                 self._take(entry, task, "describe")
+                if self._in_time and _ended(entry) and not told:
+                    self._untold[entry.arn] = anyio.current_time() + self._cadence.patience
             entry.tell()
+
+    def _confirm(self, entry: _Entry, task: Mapping[str, Any]) -> bool:
+        """Compare a look with what an event told before it; return whether one told as much."""
+        hint, version = entry.hint, _wire.version(task)
+        if hint is None:
+            return False
+        if version < hint.version:
+            hint.looks += 1  # ECS is eventually consistent; but an event may be a lie, too, so each look has time
+            entry.due = min(entry.due, anyio.current_time() + hint.looks * self._cadence.period)
+            return False
+        entry.hint = None
+        if version > hint.version:
+            return False
+        told = hint.gist == _wire.gist(task)
+        hint.judge(told)
+        if told:
+            self._count_in_time()
+        return told
 
     def _is_news(self, entry: _Entry, version: int) -> bool:
         """Whether a look of this version counts: an older one does if it stays, for events may tell anything."""

@@ -17,7 +17,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple
 
@@ -48,9 +48,13 @@ __all__ = [
     "definition_hash",
     "difference",
     "env_file",
+    "event_of",
+    "event_task",
+    "gist",
     "has_active_cluster",
     "has_failures",
     "has_log_group",
+    "is_consistent",
     "is_inactive",
     "is_stopped",
     "is_task_arn",
@@ -78,6 +82,7 @@ __all__ = [
     "snapshot",
     "started",
     "started_by",
+    "started_by_prefix",
     "stop_reason",
     "stopping",
     "task_arn",
@@ -92,6 +97,7 @@ RECORD: Final = "FARGATE_RUNNER_JOB"
 """The variable by which a task tells what job it is: StopTask deletes tags, overrides stay."""
 
 _OWNER_PREFIX: Final = "fr/"
+_TASK_EVENT: Final = ("aws.ecs", "ECS Task State Change")
 _STOP_PREFIX: Final = "fargate-runner: "
 _LONGEST_STOP_REASON: Final = 255
 _LONGEST_RECORD: Final = 4 << 20
@@ -478,6 +484,11 @@ def started_by(namespace: str, key: str) -> str:
     """Return what marks all tasks of a job as ours: ``startedBy``, at most 120 of its 128 characters."""
     digest = hashlib.sha256(key.encode()).digest()
     return f"{_OWNER_PREFIX}{namespace}/{base64.b32encode(digest).decode().rstrip('=').lower()}"
+
+
+def started_by_prefix(namespace: str | None) -> str:
+    """Return how `started_by` begins for the jobs of a namespace; None: for all of ours."""
+    return _OWNER_PREFIX if namespace is None else f"{_OWNER_PREFIX}{namespace}/"
 
 
 def log_stream(prefix: str, container: str, arn: str) -> str:
@@ -1771,6 +1782,49 @@ def _advice(seen: _Seen, verdict: _Verdict) -> str:
     if not verdict.advice or not url:
         return verdict.advice
     return f"{verdict.advice}; see {url}"
+
+
+# ---- events --------------------------------------------------------------------------------------------------------
+
+
+def event_of(text: str) -> Json | None:
+    """Return the event that a message holds, if it is EventBridge's about a task; a message may hold anything."""
+    try:
+        event = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, Mapping) or (event.get("source"), event.get("detail-type")) != _TASK_EVENT:
+        return None
+    return event if is_task_arn(task_arn(event_task(event))) else None
+
+
+def event_task(event: Json) -> Json:
+    """Return the task as an event shows it: nearly as DescribeTasks does."""
+    task = event.get("detail")
+    return task if isinstance(task, Mapping) else {}
+
+
+def is_consistent(event: Json, owner_of_task: str = "") -> bool:
+    """Whether account, region, cluster and owner are those of the task named; an owner unknown is any of ours."""
+    task = event_task(event)
+    arn = _TASK_ARN.match(task_arn(task))
+    if arn is None or version(task) < 1:
+        return False
+    place = f"arn:{arn['partition']}:ecs:{arn['region']}:{arn['account']}:cluster/"
+    cluster = _text(task.get("clusterArn"))
+    return (
+        event.get("account") == arn["account"]
+        and event.get("region") == arn["region"]
+        and cluster.startswith(place)
+        and cluster_name(cluster) == (arn["cluster"] or cluster_name(cluster))
+        and (owner(task) == owner_of_task if owner_of_task else owner(task).startswith(_OWNER_PREFIX))
+    )
+
+
+def gist(task: Json) -> Hashable:
+    """Return what an event and a look at the same version of a task agree on, if both are true."""
+    codes = sorted((_text(part.get("name")), _exit_code(part)) for part in _others(task, "") if _is_over(part))
+    return _text(task.get("lastStatus")), _text(task.get("stopCode")), tuple(map(str, codes))
 
 
 # ---- a refusal becomes words ---------------------------------------------------------------------------------------
