@@ -23,20 +23,18 @@ def arn(region: str = "us-east-1", partition: str = "aws") -> str:
 def attempt(
     vcpu: float = 0.25, memory_gib: float = 0.5, *, seconds: float = 3600, region: str = "us-east-1", **fields: Any
 ) -> Attempt:
-    return Attempt(
-        **{
-            "number": 1,
-            "token": "t",
-            "address": arn(region),
-            "outcome": OUTCOME,
-            "vcpu": vcpu,
-            "memory_gib": memory_gib,
-            "capacity": "FARGATE",
-            "created_at": NOW,
-            "ended_at": NOW + timedelta(seconds=seconds),
-        }
-        | fields
-    )
+    given: dict[str, Any] = {
+        "number": 1,
+        "token": "t",
+        "address": arn(region),
+        "outcome": OUTCOME,
+        "vcpu": vcpu,
+        "memory_gib": memory_gib,
+        "capacity": "FARGATE",
+        "created_at": NOW,
+        "ended_at": NOW + timedelta(seconds=seconds),
+    }
+    return Attempt(**given | fields)
 
 
 def result(*attempts: Attempt) -> JobResult:
