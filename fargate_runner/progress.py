@@ -605,10 +605,11 @@ class _Artist:
         self._thread = threading.Thread(target=self._run, name="fargate-runner-progress", daemon=True)
         self._thread.start()
 
-    def put(self, lines: Iterable[str], standing: Standing | None = None, *, last: bool = False) -> None:
-        if not self._thread.is_alive():
-            return
+    def put(self, lines: Iterable[str], standing: Standing | None = None, *, last: bool = False) -> bool:
+        """Hand over what is to be drawn. False: the last was drawn, or there is no terminal any more."""
         with self._stirred:
+            if self._last or not self._thread.is_alive():
+                return False
             for shown in lines:
                 if len(self._lines) < _LINES_PENDING or isinstance(shown, Printed):
                     self._lines.append(shown)
@@ -617,6 +618,7 @@ class _Artist:
             self._standing = standing or self._standing
             self._last = self._last or last
             self._stirred.notify()
+            return True
 
     async def finished(self) -> None:
         """Wait until all is drawn, but not for long."""
@@ -652,7 +654,7 @@ class Progress(AsyncContextManagerMixin):
     *mode* is ``"live"`` (a display that changes; needs a terminal and the extra ``cli``), ``"plain"`` (a line every so
     often, for each failure, and at the end), ``"none"``, or ``"auto"``: what the environment variable
     ``FARGATE_RUNNER_PROGRESS`` says, or else live on a terminal and plain elsewhere. It is shown on stderr, or *file*.
-    While it is live, what the program prints appears above it.
+    While it is live, what the program prints appears above it. ``NO_COLOR`` or *colours* take its colours away.
 
     *listener* is called with a `Standing` when something has changed, a few times a second at most, and once at the
     end: for an application that shows its own. It runs in the event loop, and has to be quick.
@@ -668,6 +670,7 @@ class Progress(AsyncContextManagerMixin):
         mode: Mode = "auto",
         listener: Callable[[Standing], None] | None = None,
         file: TextIO | None = None,
+        colours: bool = True,
         prices: Prices = LIST_PRICES,
     ) -> None:
         if mode == "auto" and (wished := os.environ.get(ENVIRONMENT)):
@@ -677,6 +680,7 @@ class Progress(AsyncContextManagerMixin):
         self._mode = mode
         self._listener = listener
         self._file = file
+        self._colours = colours
         self._fresh: list[Failure] = []
         self._tally = Tally(total, clock=anyio.current_time, prices=prices, on_failure=self._note_failure)
         self._has_news = False
@@ -738,8 +742,7 @@ class Progress(AsyncContextManagerMixin):
         """Show whole lines of text as they are, above a live display; False if there is none to stand above."""
         if self._artist is None or not self._is_live:
             return False
-        self._artist.put([Printed(text)])
-        return True
+        return self._artist.put([Printed(text)])
 
     # ---- opening and closing ----
 
@@ -755,7 +758,7 @@ class Progress(AsyncContextManagerMixin):
             else:
                 from fargate_runner.cli._live import Live
 
-                self._display, self._is_live = Live(stream), True
+                self._display, self._is_live = Live(stream, colours=self._colours), True
         if self._display is None:
             write = stream.write_trusted if stream is not None else _text_writer(file)
             self._display = Plain(write, fenced=stream.fenced if stream is not None else fence)

@@ -55,9 +55,9 @@ class Live:
 
     interval = 0.125
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, *, colours: bool = True) -> None:
         self._stream = stream
-        self._colours = not os.environ.get("NO_COLOR")
+        self._colours = colours and not os.environ.get("NO_COLOR")
         self._ascii = stream.encoding.lower().replace("-", "") != "utf8"
         self._parts: list[list[Part]] = []
         self._shown = ""
@@ -152,7 +152,7 @@ def _first(standing: Standing, width: int, ascii_only: bool) -> list[Part]:
     if not standing.total:
         return [(f"{standing.done} done", "bold"), (f"  {time}"[: width - 20], "dim")]
     share = standing.done / standing.total
-    counted = (f" {standing.done}/{standing.total}", "bold")
+    counted = (f"  {standing.done}/{standing.total}", "bold")
     eta = (f"  {'~' if ascii_only else '≈'}{span(standing.eta)} left", "") if standing.eta is not None else ("", "")
     percent, elapsed = (f"  {int(100 * share)}%", ""), (f"  {time}", "dim")
     choices = ([counted, percent, elapsed, eta], [counted, percent, eta], [counted, eta], [counted])

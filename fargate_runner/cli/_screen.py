@@ -78,6 +78,10 @@ class Screen:
                 self._pending.append(("talk", line, style))
             self._wake.set()
 
+    def go_above(self, above: Callable[[str], bool]) -> None:
+        """Hand what is for a terminal to *above*, as long as a live display is there."""
+        self._out.above = self._err.above = above
+
     def drop(self) -> None:
         """Forget what is pending: somebody is in a hurry."""
         self._pending.clear()
