@@ -109,7 +109,10 @@ class Lines:
         :raises click.UsageError: a line cannot be right
         """
         try:
-            if self._path is None or not stat.S_ISREG(self._path.stat().st_mode):
+            mode = self._path.stat().st_mode if self._path is not None else 0
+            if stat.S_ISDIR(mode):
+                raise click.UsageError(f"FILE {self._where}: it is a directory")
+            if not stat.S_ISREG(mode):
                 return None
         except OSError as exc:
             raise click.UsageError(f"FILE {self._where}: {exc.strerror}") from None
@@ -120,8 +123,12 @@ class Lines:
         jobs = self._jobs()
         while True:
             self.is_reading = True
-            # A pipe may have nothing to read for hours; then nobody waits for the thread.
-            job = await anyio.to_thread.run_sync(next, jobs, None, abandon_on_cancel=True)
+            try:
+                # A pipe may have nothing to read for hours; then nobody waits for the thread.
+                job = await anyio.to_thread.run_sync(next, jobs, None, abandon_on_cancel=True)
+            except Exception:
+                self.is_reading = False
+                raise
             self.is_reading = False
             if job is None:
                 return
