@@ -183,7 +183,7 @@ class Tally:
         self._began: float | None = None
         self._since_sum = 0.0
         self._ended = 0
-        self._ended_sum = 0.0
+        self._ended_sum = self._ended_squares = 0.0
         self._most = 0
         self._ends: deque[float] = deque(maxlen=_ENDS_KEPT)
         # Money: of what is done; what attempts under way cost an hour, and when they began, as sums.
@@ -310,6 +310,7 @@ class Tally:
         now = self._clock()
         self._ended += 1
         self._ended_sum += now - job.since
+        self._ended_squares += (now - job.since) ** 2
         self._ends.append(now)
         self._count(result)
         self._stop_billing(job)
@@ -414,8 +415,9 @@ class Tally:
         usual = self._ended_sum / self._ended
         ages = under_way * now - self._since_sum
         at_a_time = (self._ended_sum + ages) / elapsed if elapsed > 0 else 0.0
-        if left > under_way and ages <= under_way * usual and at_a_time > 0:
-            # More are waiting, and those under way are no older than the ended ones became: jobs of a kind.
+        # Of the last ones under way it is known how old they are; that helps only if jobs are much alike.
+        are_alike = self._ended_squares <= 1.1 * self._ended * usual**2
+        if (left > under_way or are_alike) and ages <= under_way * usual and at_a_time > 0:
             return timedelta(seconds=(left * usual - ages) / at_a_time)
         return timedelta(seconds=left * elapsed / self._ended)
 
