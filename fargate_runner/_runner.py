@@ -1128,16 +1128,18 @@ class Runner(AsyncContextManagerMixin):
 
     def _see(self, live: _Live, ref: TaskRef, watch: _Watch, newer: Snapshot) -> None:
         if live.snapshot is None and self._tell:
-            self._tell(self._seen(live, ref, watch.job, newer))
+            self._tell(self._seen(live, ref, watch, newer))
         live.snapshot = newer
         if watch.reached(newer, anyio.current_time(), self.backend.now()):
             if self._tell:
                 self._tell(PhaseReached(key=live.key, job=live.name, attempt=ref.attempt, phase=newer.phase))
             live.touch()
 
-    def _seen(self, live: _Live, ref: TaskRef, job: Job | None, seen: Snapshot) -> AttemptSeen:
+    def _seen(self, live: _Live, ref: TaskRef, watch: _Watch, seen: Snapshot) -> AttemptSeen:
+        job = watch.job
         vcpu, memory_gib = _size(job, ref)
-        begun = seen.created_at or ref.created_at
+        # Launched by us, it is new, whatever the clocks of two places make of it.
+        begun = (seen.created_at or ref.created_at) if watch.resumed else None
         return AttemptSeen(
             key=live.key,
             job=live.name,

@@ -105,7 +105,7 @@ class AttemptSeen(Event):
     attempt: int
     address: str
     age: float
-    """Seconds since the platform made it."""
+    """Seconds since the platform made it; 0 for one that this runner has just launched."""
     vcpu: float
     memory_gib: float
     ephemeral_storage_gib: int | None = None
