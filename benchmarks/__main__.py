@@ -1,8 +1,8 @@
 """
 `python -m benchmarks [PART …] [--json FILE] [--quick]`: every benchmark, beside its reference, in one table.
 
-Parts: imports, process, docker, logs, ecs-api, ecs-jobs. Without any, those that can run here. A missed goal is said,
-and exits with 1.
+Parts: imports, process, progress, docker, logs, ecs-api, ecs-jobs. Without any, those that can run here. A missed
+goal is said, and exits with 1.
 """
 
 from __future__ import annotations
@@ -12,19 +12,22 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import docker_jobs, docker_logs, ecs_api, ecs_jobs, imports, process_jobs
+from benchmarks import docker_jobs, docker_logs, ecs_api, ecs_jobs, imports, process_jobs, progress
 from benchmarks._report import Row, show, write
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="imports, process, docker, logs, ecs-api, ecs-jobs")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help="imports, process, progress, docker, logs, ecs-api, ecs-jobs"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: figures for a glance only")
     given = parser.parse_args()
     parts: dict[str, Callable[[], list[Row]]] = {
         "imports": imports.run,
         "process": lambda: process_jobs.run(rounds=2 if given.quick else 5),
+        "progress": lambda: progress.run(**({"jobs": 2000, "rounds": 2} if given.quick else {})),
         "docker": lambda: docker_jobs.run(**({"jobs": 5, "at_once": 10, "rounds": 1} if given.quick else {})),
         "logs": lambda: docker_logs.run(lines=30_000 if given.quick else 1_000_000),
         "ecs-api": lambda: ecs_api.run(rounds=3 if given.quick else 15, instructions=not given.quick),

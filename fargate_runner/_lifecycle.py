@@ -136,6 +136,10 @@ class Snapshot:
     started_at: datetime | None = None
     """When the job's own container began to run."""
     ended_at: datetime | None = None
+    capacity: str = ""
+    """What it runs on, in the platform's word, where prices depend on it; empty: nothing is known."""
+    platform: str = ""
+    """The operating system and processor, such as ``linux/arm64``; empty: nothing is known."""
     transient: bool = False
     """The platform's fault and likely to pass: another launch may work."""
     advice: str = ""
@@ -202,6 +206,12 @@ class Attempt:
     outcome: Outcome
     vcpu: float
     memory_gib: float
+    ephemeral_storage_gib: int | None = None
+    """Scratch space that was asked for; None is the platform's default."""
+    capacity: str = ""
+    """What it ran on, in the platform's word: ``FARGATE``, ``FARGATE_SPOT``, …; empty: nothing is known."""
+    platform: str = ""
+    """The operating system and processor, such as ``linux/arm64``; empty: nothing is known."""
     created_at: datetime
     started_at: datetime | None = None
     ended_at: datetime

@@ -58,9 +58,13 @@ from fargate_runner._retry import Decision, Retry
 from fargate_runner.telemetry import (
     AttemptEnded,
     AttemptLaunched,
+    AttemptSeen,
     JobAccepted,
     JobDetached,
     JobEnded,
+    JobQueued,
+    JobRefused,
+    JobRemembered,
     JournalUnanswered,
     LaunchDelayed,
     LogsIncomplete,
@@ -738,6 +742,8 @@ class Runner(AsyncContextManagerMixin):
         live.claims = 1
         live.together = together
         live.retired = not keep_logs
+        if self._tell:
+            self._tell(JobQueued(key=live.key, job=live.name))
         self._task_group.start_soon(self._supervise, live, [])
         return live
 
@@ -777,8 +783,8 @@ class Runner(AsyncContextManagerMixin):
     def _finish(self, live: _Live) -> None:
         if live.together is not None:
             live.together.call_off()
-        if live.error is not None and live.accepted:
-            self._detached(live)
+        if live.error is not None:
+            self._no_longer_ours(live, live.error)
         # A key that the caller did not choose is of no use to others once the job is over.
         unnamed = live.job is not None and live.job.key is None
         if (unnamed or live.error is not None) and self._named.get(live.key) is live:
@@ -884,8 +890,9 @@ class Runner(AsyncContextManagerMixin):
 
     def _end_as(self, live: _Live, result: JobResult) -> None:
         live.attempts, live.result = list(result.attempts), result
-        if live.accepted and self._tell:
-            self._tell(JobEnded(key=live.key, job=live.name, result=result))
+        if self._tell:
+            told = JobEnded if live.accepted else JobRemembered
+            self._tell(told(key=live.key, job=live.name, result=result))
 
     def _tell_end(self, live: _Live, attempt: Attempt) -> None:
         if attempt.number <= live.told:
@@ -1110,6 +1117,12 @@ class Runner(AsyncContextManagerMixin):
         if not live.accepted and self._tell:
             self._tell(JobAccepted(key=live.key, job=live.name, adopted=adopted))
         live.accepted = True
+
+    def _no_longer_ours(self, live: _Live, error: Exception) -> None:
+        if live.accepted:
+            self._detached(live)
+        elif self._tell:
+            self._tell(JobRefused(key=live.key, job=live.name, error=str(error) or type(error).__name__))
 
     def _detached(self, live: _Live) -> None:
         live.letting_go = True
@@ -1404,11 +1417,31 @@ class Runner(AsyncContextManagerMixin):
         return True
 
     def _see(self, live: _Live, ref: TaskRef, watch: _Watch, newer: Snapshot) -> None:
+        if live.snapshot is None and self._tell:
+            self._tell(self._seen(live, ref, watch, newer))
         live.snapshot = newer
         if watch.reached(newer, anyio.current_time(), self.backend.now()):
             if self._tell:
                 self._tell(PhaseReached(key=live.key, job=live.name, attempt=ref.attempt, phase=newer.phase))
             live.touch()
+
+    def _seen(self, live: _Live, ref: TaskRef, watch: _Watch, seen: Snapshot) -> AttemptSeen:
+        job = watch.job
+        vcpu, memory_gib = _size(job, ref)
+        # Launched by us, it is new, whatever the clocks of two places make of it.
+        begun = (seen.created_at or ref.created_at) if watch.resumed else None
+        return AttemptSeen(
+            key=live.key,
+            job=live.name,
+            attempt=ref.attempt,
+            address=ref.address,
+            age=max(0.0, (self.backend.now() - begun).total_seconds()) if begun is not None else 0.0,
+            vcpu=vcpu,
+            memory_gib=memory_gib,
+            ephemeral_storage_gib=_asked(job, ref, "ephemeral_storage_gib"),
+            capacity=seen.capacity,
+            platform=seen.platform or _platform(job, ref),
+        )
 
     async def _ask_stop(self, live: _Live, ref: TaskRef, watch: _Watch, now: float) -> None:
         asked = cast("StopAsked", watch.asked)
@@ -1498,6 +1531,9 @@ class Runner(AsyncContextManagerMixin):
             outcome=outcome,
             vcpu=vcpu,
             memory_gib=memory_gib,
+            ephemeral_storage_gib=_asked(job, ref, "ephemeral_storage_gib"),
+            capacity=seen.capacity,
+            platform=seen.platform or _platform(job, ref),
             created_at=seen.created_at or begun,
             started_at=seen.started_at,
             ended_at=seen.ended_at or self._utcnow(),
@@ -1802,6 +1838,18 @@ def _size(job: Job | None, ref: TaskRef | None) -> tuple[float, float]:
     if size:
         return size["cpu_units"] / 1024, size["memory_mib"] / 1024
     return (job.size.vcpu, job.size.memory_gib) if job is not None else (0.0, 0.0)
+
+
+def _asked(job: Job | None, ref: TaskRef | None, field: str) -> Any:
+    """What an attempt was launched with: as the platform keeps it, or as the job says."""
+    if ref is not None and ref.description is not None and field in ref.description:
+        return ref.description[field]
+    return getattr(job, field) if job is not None else None
+
+
+def _platform(job: Job | None, ref: TaskRef | None) -> str:
+    architecture = _asked(job, ref, "architecture")
+    return f"linux/{architecture.lower()}" if architecture else ""
 
 
 def _as_launched(job: Job | None, ref: TaskRef) -> Job | None:

@@ -7,7 +7,8 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import termios
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
@@ -39,14 +40,23 @@ def run(*args: str, env: Mapping[str, str] | None = None) -> subprocess.Complete
 class Terminal:
     """The program on a pseudo-terminal. Used with ``with``."""
 
-    def __init__(self, *args: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *args: str,
+        env: Mapping[str, str] | None = None,
+        program: Sequence[str] = PROGRAM,
+        columns: int = 0,
+        stdout: int | None = None,
+    ) -> None:
         self._ours, theirs = pty.openpty()
+        if columns:
+            termios.tcsetwinsize(theirs, (24, columns))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _ON_TERMINAL, *PROGRAM, *args],
+            [sys.executable, "-c", _ON_TERMINAL, *program, *args],
             cwd=ROOT,
             env=env or environment(),
             stdin=theirs,
-            stdout=theirs,
+            stdout=theirs if stdout is None else stdout,
             stderr=theirs,
         )
         os.close(theirs)

@@ -32,6 +32,8 @@ from fargate_runner import (
     Size,
     Snapshot,
 )
+from fargate_runner.progress import Progress, Standing, Tally
+from fargate_runner.reports.cost import Cost, cost
 from fargate_runner.telemetry import Event, JobEnded, log_events
 
 
@@ -130,3 +132,18 @@ def noticed(event: Event) -> None:
     assert_type(event.title, str)
     if isinstance(event, JobEnded):
         assert_type(event.result, JobResult)
+
+
+async def progress_is_an_observer_and_a_block(jobs: list[Job]) -> None:
+    def show(standing: Standing) -> None:
+        assert_type(standing.cost, Cost | None)
+
+    async with (
+        Progress(len(jobs), mode="plain", listener=show) as progress,
+        Runner(observers=[progress, Tally(), log_events]) as runner,
+    ):
+        progress.total = 5
+        results = [result async for result in runner.map(jobs)]
+    assert_type(progress.standing, Standing)
+    assert_type(cost(results), Cost)
+    assert_type(cost(results[0]) + cost(results[0].attempts[0]), Cost)

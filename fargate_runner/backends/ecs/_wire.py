@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 import zlib
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -1384,6 +1385,9 @@ def snapshot(task: Json, container: str, *, source: str, seen_at: datetime, befo
         begun = None
     reason = seen.reason(verdict)
     ended = phase is Phase.ENDED
+    # Neither changes, and not every reply tells.
+    capacity = (before.capacity if before is not None else "") or seen.capacity()
+    platform = (before.platform if before is not None else "") or seen.platform()
     return Snapshot(
         phase=phase,
         cause=verdict.cause if verdict is not None else None,
@@ -1392,6 +1396,8 @@ def snapshot(task: Json, container: str, *, source: str, seen_at: datetime, befo
         created_at=created,
         started_at=begun if phase >= Phase.RUNNING else None,
         ended_at=over if ended else None,
+        capacity=capacity,
+        platform=platform,
         transient=verdict.transient if verdict is not None else False,
         advice=_advice(seen, verdict) if ended and verdict is not None else "",
         proof=Proof(source=source, seen_at=seen_at, evidence=seen.evidence()) if ended else None,
@@ -1410,6 +1416,8 @@ def missing(arn: str, *, seen_at: datetime, last: Snapshot | None = None, source
         exit_code=last.exit_code if last is not None else None,
         created_at=last.created_at if last is not None else None,
         started_at=last.started_at if last is not None else None,
+        capacity=last.capacity if last is not None else "",
+        platform=last.platform if last is not None else "",
         advice="run it again if its work may be done twice; nothing proves how it ended"
         + (f"; see {url}" if url else ""),
         proof=Proof(source=source, seen_at=seen_at, evidence=f"MISSING: {arn}"),
@@ -1466,6 +1474,24 @@ class _Seen:
         if found is Phase.RUNNING and self.own is not None and _is_over(self.own):
             return Phase.STOPPING
         return found
+
+    def capacity(self) -> str:
+        """The capacity provider, or else the launch type: ``FARGATE_SPOT``, ``FARGATE``, ``EC2``, …"""
+        # Cut: a name that is shown to people. Interned: thousands of tasks share one.
+        return sys.intern((_text(self.task.get("capacityProviderName")) or _text(self.task.get("launchType")))[:255])
+
+    def platform(self) -> str:
+        """The operating system and processor, where ECS tells both."""
+        family = _text(self.task.get("platformFamily")).partition(" ")[0].partition("_")[0].lower()
+        processor = next(
+            (
+                _text(part.get("value")).lower()
+                for part in _maps(self.task.get("attributes"))
+                if part.get("name") == "ecs.cpu-architecture"
+            ),
+            "",
+        )
+        return sys.intern(f"{family}/{processor}") if family in {"linux", "windows"} and processor else ""
 
     def times(self) -> tuple[datetime | None, datetime | None, datetime | None]:
         """When it was made, began to run and ended; put in order, AWS's clocks are not one clock."""
