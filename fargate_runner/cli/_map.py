@@ -18,11 +18,12 @@ import anyio.to_thread
 import click
 
 from fargate_runner._backend import Backend
+from fargate_runner._batch import Batch as Jobs
 from fargate_runner._errors import InvalidJob
 from fargate_runner._job import Job
 from fargate_runner._lifecycle import JobResult, Kind
 from fargate_runner._retry import Retry
-from fargate_runner._runner import Results, Runner
+from fargate_runner._runner import Runner
 from fargate_runner.cli._app import BY_SIGNAL, MISUSED, Presence, duration, memory_size, refusal
 from fargate_runner.cli._screen import Screen
 from fargate_runner.cli._terminal import clean
@@ -258,7 +259,7 @@ class Batch(Presence):
         runner = Runner(backend, namespace=namespace, journal=kept, observers=[self._hear, progress])
         super().__init__(runner, screen)
         self._progress = progress
-        self._results: Results | None = None
+        self._results: Jobs | None = None
         self._begun = 0
         self._succeeded = 0
         self._amiss = 0
