@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import repeat
 from pathlib import Path
@@ -27,7 +26,7 @@ import attrs
 from benchmarks._account import CLUSTER, REGION, SUBNET
 
 if TYPE_CHECKING:
-    from fargate_runner import Job, Runner
+    from fargate_runner import Job
 
 __all__ = ["KEY", "WAYS", "Known", "Said", "definition", "jobs_of", "our_backend", "rss", "run_task_of", "say"]
 
@@ -103,22 +102,22 @@ def jobs_of(count: int, *, distinct: bool) -> Iterator[Job]:
     return (Job(image="registry.example/job:1", command=["work", str(number)]) for number in range(count))
 
 
-async def _ours(given: argparse.Namespace, *, distinct: bool) -> list[Known]:
+async def _ours(given: argparse.Namespace, *, distinct: bool = False, events: str | None = None) -> list[Known]:
     from fargate_runner import Budget, Phase, Runner
-    from fargate_runner.telemetry import AttemptLaunched, PhaseReached
+    from fargate_runner.telemetry import PhaseReached
 
     known: list[Known] = []
     ended: dict[str, float] = {}
-    address_of: dict[str, str] = {}
 
     def observe(event: object) -> None:
         if isinstance(event, PhaseReached) and event.phase is Phase.ENDED:
             ended[event.key] = time.monotonic()
-        elif isinstance(event, AttemptLaunched):
-            address_of[event.key] = event.address
 
-    budget = Budget() if given.share is None else Budget(share=given.share)
-    async with Runner(our_backend(given.url, budget=budget), observers=[observe]) as runner:
+    options: dict[str, Any] = {} if given.share is None else {"budget": Budget(share=given.share)}
+    backend = our_backend(given.url, **options | ({"events": events} if events else {}))
+    if events:
+        await backend.make_events()
+    async with Runner(backend, observers=[observe]) as runner:
         jobs = jobs_of(given.jobs, distinct=distinct)
         async for result in runner.map(jobs, concurrency=given.jobs, as_completed=True, on_error="collect"):
             now = time.monotonic()
@@ -281,8 +280,9 @@ async def _batching(given: argparse.Namespace) -> list[Known]:
 Way = Callable[[argparse.Namespace], list[Known]]
 
 WAYS: Final[dict[str, Way]] = {
-    "ours": lambda given: asyncio.run(_ours(given, distinct=False)),
+    "ours": lambda given: asyncio.run(_ours(given)),
     "ours-distinct": lambda given: asyncio.run(_ours(given, distinct=True)),
+    "ours-events": lambda given: asyncio.run(_ours(given, events="benchmarks")),
     "aioboto3": lambda given: asyncio.run(_aio(given, mode="stock")),
     "aioboto3-standard": lambda given: asyncio.run(_aio(given, mode="standard")),
     "aioboto3-adaptive": lambda given: asyncio.run(_aio(given, mode="adaptive")),

@@ -6,7 +6,6 @@ The fake AWS knows what really happened to every task. A result is right if it s
 
 from __future__ import annotations
 
-import asyncio
 import cProfile
 import inspect
 import math
@@ -14,7 +13,7 @@ import pstats
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -272,5 +271,3 @@ if __name__ == "__main__":
         print(f"{row.name}: {row.ours:.6g} {row.unit}")
     print({place: round(share, 3) for place, share in _shares(out).items()})
     pstats.Stats(str(out)).sort_stats("tottime").print_stats(45)
-
-_ = AsyncIterator, Callable, asyncio
