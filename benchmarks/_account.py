@@ -16,7 +16,7 @@ import resource
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from random import Random
 from typing import Any, Final, Literal, Self
@@ -25,7 +25,7 @@ import attrs
 
 from fargate_runner.testing.aws import ContainerRun, ContainerScript, FakeAws, Pace, Quotas
 
-__all__ = ["CLUSTER", "REGION", "SUBNET", "Account", "Judged", "Life", "account", "life_of", "pace_of"]
+__all__ = ["CLUSTER", "REGION", "SUBNET", "Account", "Judged", "Truth", "account", "dump", "fake", "pace_of"]
 
 CLUSTER: Final = "jobs"
 REGION: Final = "us-east-1"
@@ -36,8 +36,6 @@ _RUNNING: Final = (10.0, 120.0)
 _STOPPING: Final = (1.0, 5.0)
 _FAILS_OF_100: Final = 3
 
-Life = Literal["fargate", "forever"]
-
 
 def pace_of(scale: float) -> Pace:
     """Return a platform that starts tasks within 30 to 60 s, and is done with them 1 to 5 s after their end."""
@@ -46,38 +44,42 @@ def pace_of(scale: float) -> Pace:
     return attrs.evolve(Pace.instant(), **spans)
 
 
-def life_of(run: ContainerRun, *, seed: int, scale: float) -> ContainerScript:
+def _life_of(run: ContainerRun, *, seed: int, scale: float) -> ContainerScript:
     """Return what a container does: 10 to 120 s of work, which fails now and then."""
     chance = Random(f"{seed}/{run.number}")
     code = 3 if chance.random() * 100 < _FAILS_OF_100 else 0
     return ContainerScript(run_for=chance.uniform(*_RUNNING) * scale, exit_code=code)
 
 
-# ---- the process ---------------------------------------------------------------------------------------------------
-
-
-def _fake(given: argparse.Namespace) -> FakeAws:
-    seed, scale = given.seed, given.scale
+def fake(
+    *,
+    quotas: Literal["published", "none"] = "published",
+    life: Literal["fargate", "forever"] = "fargate",
+    scale: float = 1.0,
+    seed: int = 1,
+    clock: Any = None,
+) -> FakeAws:
+    """Return the account, in this process."""
 
     def script(run: ContainerRun) -> ContainerScript:
-        if given.life == "forever":
+        if life == "forever":
             return ContainerScript(run_for=math.inf)
-        return life_of(run, seed=seed, scale=scale)
+        return _life_of(run, seed=seed, scale=scale)
 
     return FakeAws(
+        clock=clock,
         script=script,
         seed=seed,
-        quotas=Quotas.published(REGION) if given.quotas == "published" else Quotas.unlimited(),
-        pace=pace_of(scale) if given.life == "fargate" else Pace.instant(),
-        visible_after=(0.0, 1.5 * scale) if given.life == "fargate" else (0.0, 0.0),
+        quotas=Quotas.published(REGION) if quotas == "published" else Quotas.unlimited(),
+        pace=pace_of(scale) if life == "fargate" else Pace.instant(),
+        visible_after=(0.0, 1.5 * scale) if life == "fargate" else (0.0, 0.0),
         clusters=(CLUSTER,),
-        log_groups=given.group,
         region=REGION,
     )
 
 
-def _dump(aws: FakeAws) -> dict[str, Any]:
-    """Return what happened, of tasks and of calls."""
+def dump(aws: FakeAws) -> dict[str, Any]:
+    """Return what happened, of tasks and of calls: what `Truth` is made of."""
     outcomes = Counter((call.called, call.outcome) for call in aws.calls)
     used = resource.getrusage(resource.RUSAGE_SELF)
     return {
@@ -96,15 +98,18 @@ def _dump(aws: FakeAws) -> dict[str, Any]:
     }
 
 
+# ---- the process ---------------------------------------------------------------------------------------------------
+
+
 async def _serve(given: argparse.Namespace) -> None:
-    aws = _fake(given)
+    aws = fake(quotas=given.quotas, life=given.life, scale=given.scale, seed=given.seed)
     loop = asyncio.get_running_loop()
     async with aws.serve(moto=False) as url:
         print(url, flush=True)
         while line := await loop.run_in_executor(None, sys.stdin.readline):
             if line.strip() == "clear":
                 aws.calls.clear()
-            print(json.dumps(_dump(aws)), flush=True)
+            print(json.dumps(dump(aws)), flush=True)
 
 
 def main() -> None:
@@ -113,7 +118,6 @@ def main() -> None:
     parser.add_argument("--life", choices=("fargate", "forever"), default="fargate")
     parser.add_argument("--scale", type=float, default=1.0, help="of all that tasks take; quotas stay")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--group", action="append", default=[], help="a log group that is there")
     asyncio.run(_serve(parser.parse_args()))
 
 
@@ -152,8 +156,7 @@ class Truth:
         )
 
     @classmethod
-    def read(cls, line: str) -> Self:
-        said = json.loads(line)
+    def of(cls, said: Mapping[str, Any]) -> Self:
         calls = Counter({(called, outcome): count for called, outcome, count in said["calls"]})
         return cls(tasks=tuple(Judged(**task) for task in said["tasks"]), calls=calls, cpu=said["cpu"])
 
@@ -176,7 +179,7 @@ class Account:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{word}\n")
         self._process.stdin.flush()
-        return Truth.read(self._line())
+        return Truth.of(json.loads(self._line()))
 
     def truth(self) -> Truth:
         """Ask what has happened."""

@@ -17,10 +17,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import anyio
 import attrs
 
 from benchmarks._account import CLUSTER, REGION, SUBNET
@@ -28,7 +30,20 @@ from benchmarks._account import CLUSTER, REGION, SUBNET
 if TYPE_CHECKING:
     from fargate_runner import Job
 
-__all__ = ["KEY", "WAYS", "Known", "Said", "definition", "jobs_of", "our_backend", "rss", "run_task_of", "say"]
+__all__ = [
+    "KEY",
+    "OURS",
+    "WAYS",
+    "Known",
+    "Said",
+    "definition",
+    "jobs_of",
+    "our_backend",
+    "ours",
+    "rss",
+    "run_task_of",
+    "say",
+]
 
 _MODULE: Final = "benchmarks._clients"
 _ROLE: Final = "arn:aws:iam::123456789012:role/execution"
@@ -102,7 +117,16 @@ def jobs_of(count: int, *, distinct: bool) -> Iterator[Job]:
     return (Job(image="registry.example/job:1", command=["work", str(number)]) for number in range(count))
 
 
-async def _ours(given: argparse.Namespace, *, distinct: bool = False, events: str | None = None) -> list[Known]:
+async def ours(
+    jobs: int,
+    *,
+    url: str | None = None,
+    distinct: bool = False,
+    share: float | None = None,
+    events: str | None = None,
+    **options: Any,
+) -> list[Known]:
+    """Run so many jobs with `Runner.map`, all at once, and return what is known of each."""
     from fargate_runner import Budget, Phase, Runner
     from fargate_runner.telemetry import PhaseReached
 
@@ -111,16 +135,19 @@ async def _ours(given: argparse.Namespace, *, distinct: bool = False, events: st
 
     def observe(event: object) -> None:
         if isinstance(event, PhaseReached) and event.phase is Phase.ENDED:
-            ended[event.key] = time.monotonic()
+            ended[event.key] = anyio.current_time()
 
-    options: dict[str, Any] = {} if given.share is None else {"budget": Budget(share=given.share)}
-    backend = our_backend(given.url, **options | ({"events": events} if events else {}))
-    if events:
+    if share is not None:
+        options["budget"] = Budget(share=share)
+    if events is not None:
+        options["events"] = events
+    backend = our_backend(url, **options)
+    if events is not None:
         await backend.make_events()
     async with Runner(backend, observers=[observe]) as runner:
-        jobs = jobs_of(given.jobs, distinct=distinct)
-        async for result in runner.map(jobs, concurrency=given.jobs, as_completed=True, on_error="collect"):
-            now = time.monotonic()
+        asked = jobs_of(jobs, distinct=distinct)
+        async for result in runner.map(asked, concurrency=jobs, as_completed=True, on_error="collect"):
+            now = anyio.current_time()
             last, outcome = result.attempts[-1], result.outcome
             error = "" if outcome.exit_code is not None else f"{outcome.kind.value}: {outcome.detail}"
             known.append(Known(last.address, outcome.exit_code, ended.get(result.key), now, error))
@@ -277,12 +304,22 @@ async def _batching(given: argparse.Namespace) -> list[Known]:
 
 # ---- the process ---------------------------------------------------------------------------------------------------
 
+OURS: Final[dict[str, dict[str, Any]]] = {
+    "ours": {},
+    "ours-distinct": {"distinct": True},
+    "ours-events": {"events": "benchmarks"},
+}
+"""Our ways, by what they ask for."""
+
+
+def _our_way(given: argparse.Namespace, **options: Any) -> list[Known]:
+    return asyncio.run(ours(given.jobs, url=given.url, share=given.share, **options))
+
+
 Way = Callable[[argparse.Namespace], list[Known]]
 
 WAYS: Final[dict[str, Way]] = {
-    "ours": lambda given: asyncio.run(_ours(given)),
-    "ours-distinct": lambda given: asyncio.run(_ours(given, distinct=True)),
-    "ours-events": lambda given: asyncio.run(_ours(given, events="benchmarks")),
+    **{way: partial(_our_way, **options) for way, options in OURS.items()},
     "aioboto3": lambda given: asyncio.run(_aio(given, mode="stock")),
     "aioboto3-standard": lambda given: asyncio.run(_aio(given, mode="standard")),
     "aioboto3-adaptive": lambda given: asyncio.run(_aio(given, mode="adaptive")),

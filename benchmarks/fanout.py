@@ -9,21 +9,25 @@ which it called the task STOPPED. Every way gets the same account: the same quot
 from __future__ import annotations
 
 import math
+import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
+import anyio
 import attrs
 
 from benchmarks import _clients, _memory
-from benchmarks._account import Judged, Truth, account
+from benchmarks._account import Judged, Truth, account, dump, fake
 from benchmarks._clients import Said
 from benchmarks._report import Row
 from benchmarks.bad_days import has_events
+from fargate_runner.testing.clock import VirtualClock
 
-__all__ = ["Measured", "measure", "run", "run_memory", "run_most"]
+__all__ = ["Measured", "measure", "run", "run_memory", "run_most", "run_virtual"]
 
 _READS: Final = ("ecs.DescribeTasks", "ecs.ListTasks")
 _PERIOD: Final = 2.0
@@ -161,7 +165,7 @@ class Measured:
             f"  launches {span:.1f} s (bound {bound:.1f}), "
             f"makespan {self.makespan:.1f} s (bound {self.least_makespan:.1f})",
             f"  CPU {self.cpu:.2f} ms/job, peak RSS {self.said.peak_rss / 1e6:.0f} MB; "
-            f"the fake {self.truth.cpu:.1f} s CPU of {self.said.took:.0f} s",
+            f"the fake's CPU {self.truth.cpu:.1f} s; took {self.said.took:.0f} s",
             f"  calls/job: {by_operation}",
             *([f"  {len(errors)} errors, such as {errors[0]}"] if errors else []),
         ]
@@ -186,6 +190,27 @@ def measure(way: str, jobs: int, *, scale: float = 1.0, seed: int = 1, share: fl
             time.sleep(5)
             truth = aws.truth()
     measured = Measured(way=way, jobs=jobs, said=said, truth=attrs.evolve(truth, calls=calls or truth.calls))
+    measured.tell()
+    return measured
+
+
+def measure_virtual(way: str, jobs: int, *, seed: int = 1, share: float | None = None) -> Measured:
+    """
+    Run one of our ways in virtual time and in this process.
+
+    What it asks of AWS and when it knows is the same, whatever else runs on this machine; its CPU time is that of the
+    fake as well.
+    """
+    clock = VirtualClock()
+    aws = fake(clock=clock, seed=seed)
+    used, began = time.process_time(), time.perf_counter()
+    session: dict[str, Any] = {"session": aws.session(), "utcnow": clock.utcnow}
+    run = partial(_clients.ours, jobs, share=share, **_clients.OURS[way], **session)
+    known = anyio.run(run, backend_options={"loop_factory": clock.loop})
+    used, took = time.process_time() - used, time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    said = Said(known=tuple(known), cpu=used, peak_rss=peak, took=took)
+    measured = Measured(way=way, jobs=jobs, said=said, truth=Truth.of(dump(aws) | {"cpu": 0.0}))
     measured.tell()
     return measured
 
@@ -265,6 +290,18 @@ def run(*, quick: bool = False) -> list[Row]:
     rows = _together(50, ["aioboto3"], scale=1.0)
     rows += _together(200, _NAIVE, scale=1.0)
     return rows + _together(1000, ["ours-distinct", *_events(), "batching", "aioboto3"], scale=1.0)
+
+
+def run_virtual(*, jobs: Sequence[int] = (1000, 10_000)) -> list[Row]:
+    """Measure our ways in virtual time: all but what depends on the machine."""
+    measured = [measure_virtual(way, count) for count in jobs for way in ("ours", "ours-distinct", *_events())]
+    of_machine = ("CPU for each job", "peak RSS")
+    return [
+        attrs.evolve(row, name=row.name.replace("fanout", "virtual", 1))
+        for it in measured
+        for row in _ours(it)
+        if not row.name.endswith(of_machine)
+    ]
 
 
 def run_most() -> list[Row]:

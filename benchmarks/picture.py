@@ -18,7 +18,9 @@ import attrs
 
 __all__ = ["Series", "draw", "series_of"]
 
-_ROW: Final = re.compile(r"fanout, N=(?P<jobs>[\d,]+), (?P<way>[\w-]+): (?P<figure>makespan|ECS calls|jobs lost)\Z")
+_ROW: Final = re.compile(
+    r"(?P<part>fanout|virtual), N=(?P<jobs>[\d,]+), (?P<way>[\w-]+): (?P<figure>makespan|ECS calls|jobs lost)\Z"
+)
 _INK: Final = "#1f2933"
 _QUIET: Final = "#7b8794"
 _STYLES: Final[Mapping[str, tuple[str, str, str]]] = {
@@ -46,10 +48,9 @@ Series = Mapping[str, list[Point]]
 def series_of(rows: Iterable[Mapping[str, Any]]) -> Series:
     """Return the points of each way, and of the bound."""
     found: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
-    for row in rows:
-        told = _ROW.match(row["name"])
-        if told is None:
-            continue
+    matched = [(told, row) for row in rows if (told := _ROW.match(row["name"])) is not None]
+    # What was measured in real time comes later, and takes the place of the same in virtual time.
+    for told, row in sorted(matched, key=lambda pair: pair[0]["part"], reverse=True):
         way, jobs, figure = told["way"], int(told["jobs"].replace(",", "")), told["figure"]
         # Rows of ours have the bound as their reference; those of other ways have ours in front, and theirs behind.
         if way.startswith("ours"):
