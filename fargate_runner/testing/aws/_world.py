@@ -14,7 +14,7 @@ import asyncio
 import heapq
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
@@ -721,15 +721,19 @@ class World:
             if not task.stopped and task.launch_type == "FARGATE" and (task.provider == "FARGATE_SPOT") == spot
         )
 
-    def wire(self, task: Task) -> dict[str, Any]:
-        """Return a task in ECS's words, without its tags. The caller may change it."""
-        if task.drawn is None:
-            task.drawn = self._draw(task)
-        drawn = dict(task.drawn)
+    def wire(self, task: Task, make: Callable[[Mapping[str, Any]], dict[str, Any]] = dict[str, Any]) -> dict[str, Any]:
+        """Return a task in ECS's words, without its tags. The caller may change it: *make* copies it."""
+        drawn = make(self.drawn(task))
         drawn["containers"] = [dict(container) for container in drawn["containers"]]
         drawn["attachments"] = [dict(attachment) for attachment in drawn["attachments"]]
         drawn["overrides"] = dict(drawn["overrides"])
         return drawn
+
+    def drawn(self, task: Task) -> Mapping[str, Any]:
+        """Return the same, for who changes nothing in it: it is made once for each state of the task."""
+        if task.drawn is None:
+            task.drawn = self._draw(task)
+        return task.drawn
 
     def _draw(self, task: Task) -> dict[str, Any]:
         shown: dict[str, Any] = {
@@ -887,8 +891,8 @@ def _health(task: Task) -> str:
 
 def _iso(moment: datetime) -> str:
     """Write a moment as events do: as many digits as it takes."""
-    digits = f".{moment.microsecond:06d}".rstrip("0").rstrip(".")
-    return f"{moment:%Y-%m-%dT%H:%M:%S}{digits}Z"
+    text = moment.isoformat().removesuffix("+00:00")
+    return f"{text.rstrip('0') if '.' in text else text}Z"
 
 
 def _event_id(task: Task) -> str:
