@@ -169,6 +169,7 @@ class TestRoom:
             with pytest.raises(ValueError, match="concurrency"):
                 runner.map([], concurrency=wrong)
 
+    @pytest.mark.sweep
     async def test_ten_thousand_jobs_come_to_their_ends(self, world: World) -> None:
         backend = MemoryBackend(played, platform=world.platform, utcnow=world.clock.utcnow)
         count = 0
