@@ -24,6 +24,8 @@ ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 THINKING = ",".join(f"fargate_runner/{floor}.py" for floor in ("_errors", "_job", "_lifecycle", "_retry"))
 FLOORS = ("tests/thinking", "tests/scenario")  # what holds the thinking floors
+# What depends on the AWS client: a job's whole way, and that its answers are read as it would read them itself.
+NEWER = tuple(f"tests/ecs/test_{what}.py" for what in ("newer_session", "parser", "parser_http", "api_session"))
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 # One more than there are cores: a few tests wait for real processes, and leave theirs to others.
 SPREAD = ("-n", str(CORES + 1), "--dist", "worksteal")
@@ -94,7 +96,7 @@ def newer(session: nox.Session) -> None:
     """The ECS backend with a session of the newest aiobotocore handed in: aioboto3 pins an older one."""
     _install(session, "test")
     session.install("--upgrade", "aiobotocore[boto3]")  # past aioboto3's pin, which only its own session needs
-    session.run("pytest", "tests/ecs/test_newer_session.py", *session.posargs)
+    session.run("pytest", *SPREAD, *(session.posargs or NEWER))
 
 
 @nox.session
