@@ -306,3 +306,13 @@ class TestSignals:
 
         assert code == 128 + number
         assert not is_alive(pid)
+
+    def test_under_nohup_it_goes_on_without_its_terminal(self) -> None:
+        with Terminal("run", "-", "--", "sh", "-c", WAITS, ignores="SIGHUP") as terminal:
+            pid = int(terminal.read_until(READY)[1])
+            terminal.process.send_signal(signal.SIGHUP)
+            terminal.process.send_signal(signal.SIGTERM)
+            code = terminal.finish()
+
+        assert code == 128 + signal.SIGTERM
+        assert not is_alive(pid)

@@ -29,6 +29,8 @@ CORPUS = {path.stem: json.loads(path.read_text()) for path in sorted((Path(__fil
 ENDED = {name: shape for name, shape in CORPUS.items() if shape["expect"].get("phase", "ENDED") == "ENDED"}
 WHOLE = {name: shape for name, shape in CORPUS.items() if not shape.get("broken")}
 
+pytestmark = pytest.mark.sweep
+
 
 def seen(shape: Mapping[str, Any]) -> Snapshot:
     return _wire.snapshot(shape["task"], shape["container"], source=shape["source"], seen_at=NOW)

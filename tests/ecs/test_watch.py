@@ -74,6 +74,7 @@ def looks(aws: FakeAws) -> int:
 
 
 class TestHowOftenItLooks:
+    @pytest.mark.sweep
     async def test_a_sweep_over_a_thousand_tasks_takes_ten_calls(self, aws: FakeAws) -> None:
         aws.validate = False
         arns = await arns_of(aws, 1000)
@@ -89,7 +90,10 @@ class TestHowOftenItLooks:
 
         assert made == 100
 
-    @pytest.mark.parametrize(("count", "calls_in_a_minute"), [(1, 30), (100, 30), (150, 60), (2000, 300)])
+    @pytest.mark.parametrize(
+        ("count", "calls_in_a_minute"),
+        [(1, 30), (100, 30), (150, 60), pytest.param(2000, 300, marks=pytest.mark.sweep)],
+    )
     async def test_the_period_grows_with_the_number(self, aws: FakeAws, count: int, calls_in_a_minute: int) -> None:
         aws.validate = False
         arns = await arns_of(aws, count)

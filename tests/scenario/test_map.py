@@ -169,6 +169,8 @@ class TestRoom:
             with pytest.raises(ValueError, match="concurrency"):
                 runner.map([], concurrency=wrong)
 
+    @pytest.mark.sweep
+    @pytest.mark.timeout(600)  # some ten seconds of pure computing, where nobody else computes
     async def test_ten_thousand_jobs_come_to_their_ends(self, world: World) -> None:
         backend = MemoryBackend(played, platform=world.platform, utcnow=world.clock.utcnow)
         count = 0

@@ -435,6 +435,24 @@ def test_an_open_backend_of_this_process_lives() -> None:
 # ---- the metadata endpoint -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("driver", "parts", "address"),
+    [
+        ("bridge", [{"Subnet": "172.17.0.0/16", "Gateway": "172.17.0.1"}], "172.17.0.1"),
+        ("bridge", [{"Subnet": "fd01::/64"}, {"Subnet": "10.1.0.0/24", "Gateway": "10.1.0.254"}], "10.1.0.254"),
+        ("bridge", [{"Subnet": "172.17.0.0/16"}], "172.17.0.1"),  # Docker 20.10 at its very first start
+        ("bridge", [{"Subnet": "10.1.0.129/25"}], "10.1.0.129"),
+        ("macvlan", [{"Subnet": "10.1.0.0/24"}], None),
+        ("bridge", [], None),
+        ("bridge", None, None),
+    ],
+)
+def test_containers_see_the_machine_at_the_gateway(
+    driver: str, parts: list[dict[str, str]] | None, address: str | None
+) -> None:
+    assert _spec.gateway({"Driver": driver, "IPAM": {"Config": parts}}) == address
+
+
 def test_rates_are_means_since_the_figures_before() -> None:
     def figures(second: int, received: int) -> dict[str, Any]:
         read = (NOW + timedelta(seconds=second)).isoformat()

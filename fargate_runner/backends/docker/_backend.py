@@ -224,8 +224,8 @@ class DockerBackend(Backend):
     - The metadata endpoint is missing where containers cannot reach this machine (a remote engine, network "none").
     - No AWS credentials reach a job, unless *aws_credentials* returns some when it is called before each launch.
       They are put into the container as a file, where ``docker inspect`` does not show them, and are not renewed.
-    - A watchdog (`Sidecar.watchdog`) holds the process namespace of all containers, so that the kernel ends them with it,
-      even if this process is dead: at once, with SIGKILL. On Fargate they get SIGTERM and their ``stop_timeout``.
+    - A watchdog (`Sidecar.watchdog`) holds the process namespace of all containers, so that the kernel ends them with
+      it, even if this process is dead: at once, with SIGKILL. On Fargate they get SIGTERM and their ``stop_timeout``.
     - An ended attempt is kept until the runner forgets it, or for an hour if its process has died.
 
     Podman's socket is used as it is, best effort: a job killed for memory is told as exit code 137, a command that is

@@ -467,10 +467,7 @@ class Engine:
             found = await self.call("GET", f"/networks/{network}")
         except Refused:
             return None
-        for part in (found.get("IPAM") or {}).get("Config") or ():
-            if part.get("Gateway"):
-                return str(part["Gateway"])
-        return None
+        return _spec.gateway(found)
 
 
 class _Pipes:

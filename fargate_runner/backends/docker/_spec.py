@@ -8,6 +8,7 @@ registry that is down.
 from __future__ import annotations
 
 import io
+import ipaddress
 import re
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +34,7 @@ __all__ = [
     "explain",
     "explain_init",
     "finished_first",
+    "gateway",
     "image_platform",
     "is_init_failure",
     "job_name",
@@ -406,8 +408,8 @@ _TROUBLES: Final[Sequence[tuple[str, Trouble]]] = [
         Trouble("the network that the backend was told to use does not exist", "create it, or name another one"),
     ),
     (
-        r"cannot join (?:network|pid namespace) of a non running container|cannot allocate memory|resource temporarily unavailable|"
-        r"no available .*ipv4|failed to create shim|timeout",
+        r"cannot join (?:network|pid namespace) of a non running container|cannot allocate memory|"
+        r"resource temporarily unavailable|no available .*ipv4|failed to create shim|timeout",
         Trouble("the engine could not start a container now", "try again, with fewer at a time", True),
     ),
 ]
@@ -563,6 +565,22 @@ def _is_bystander(job: Mapping[str, Any], sidecars: list[Mapping[str, Any]]) -> 
         and (end is None or at < end)
         for side in sidecars
     )
+
+
+def gateway(network: Mapping[str, Any]) -> str | None:
+    """Return the address at which containers of a network see the engine's machine, or None if nobody can know it."""
+    parts = (network.get("IPAM") or {}).get("Config") or ()
+    for part in parts:
+        if part.get("Gateway"):
+            return str(part["Gateway"])
+    if network.get("Driver") != "bridge":
+        return None
+    # The daemon that made docker0 does not tell its address, only the next one does (Docker 20.10; moby #26799).
+    for part in parts:
+        if part.get("Subnet"):
+            subnet = ipaddress.ip_network(part["Subnet"], strict=False)
+            return str(subnet.network_address + 1)
+    return None
 
 
 def could_not_start(
