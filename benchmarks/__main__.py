@@ -1,7 +1,8 @@
 """
 `python -m benchmarks [PART …] [--json FILE] [--quick]`: every benchmark, beside its reference, in one table.
 
-Parts: imports, process, progress, docker, logs, ecs-api, ecs-jobs, fanout, virtual, memory, streams, storm, trouble, fanout-most.
+Parts: imports, process, progress, docker, logs, ecs-api, ecs-jobs, fanout, virtual, memory, streams, storm, trouble,
+fanout-most.
 Without any, all but the last, which is ten thousand jobs at AWS's own rate. A missed goal is said, and exits with 1.
 """
 
