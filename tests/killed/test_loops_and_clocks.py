@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from fargate_runner import EcsBackend, Job, JobFailed, JobResult, Kind, MemoryJournal, Retry, Runner, SqliteJournal
+from fargate_runner import EcsBackend, Job, JobResult, Kind, MemoryJournal, Retry, Runner, SqliteJournal
 from fargate_runner.testing.aws import FakeAws, Ingestion, Pace, Quotas
 from fargate_runner.testing.clock import VirtualClock
 from tests.contract.ecs_words import Words
@@ -157,8 +157,10 @@ class TestKeysThatExpire:
             tasks.start_soon(rotate)
             async with runner_of(journal=journal) as runner:
                 waiting = Words().waits().with_(key="long", timeout=timedelta(hours=1))
-                retried = Words().says("exits_by_attempt", "1", "1", "0").with_(
-                    key="retried", retry=Retry(failures=2, wait=lambda _: 600.0)
+                retried = (
+                    Words()
+                    .says("exits_by_attempt", "1", "1", "0")
+                    .with_(key="retried", retry=Retry(failures=2, wait=lambda _: 600.0))
                 )
                 handles = [await runner.submit(waiting), await runner.submit(retried)]
                 results = [await handle.wait() for handle in handles]
