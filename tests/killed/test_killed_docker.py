@@ -1,4 +1,8 @@
-"""Killed with SIGKILL on a real engine, whose own events tell what was started."""
+"""
+Killed with SIGKILL on a real engine, whose own events tell what was started.
+
+FARGATE_RUNNER_KILLED_POINTS and FARGATE_RUNNER_KILLED_MOMENTS say how often, in steps of five.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("engine"), pytest.mark
 
 PARTS = 5
 POINTS = how_many("FARGATE_RUNNER_KILLED_POINTS", 40)
-MOMENTS = how_many("FARGATE_RUNNER_KILLED_MOMENTS", 100)
+MOMENTS = how_many("FARGATE_RUNNER_KILLED_MOMENTS", 50)
 
 
 class Witness:

@@ -1375,7 +1375,7 @@ def _of_role(group: Iterable[Mapping[str, Any]], role: str) -> Any:
 
 
 def _was_started(found: Mapping[str, Any]) -> bool:
-    """Whether a container ever ran. Its status does not tell: one that is being removed is neither created nor exited."""
+    """Whether a container ever ran. Its status does not tell: one that is being removed is in neither state."""
     return _spec.moment(found["State"]["StartedAt"]) is not None
 
 
