@@ -41,7 +41,7 @@ from fargate_runner.backends.ecs._watch import Cadence
 from tests.contract.ecs_words import Words
 from tests.contract.test_ecs import NETWORK, ROLES
 
-SESSION = aioboto3.Session(aws_access_key_id="AKIAFAKE", aws_secret_access_key="fake", region_name="us-east-1")
+SESSION: Any = aioboto3.Session(aws_access_key_id="AKIAFAKE", aws_secret_access_key="fake", region_name="us-east-1")
 IMAGE = "fargate-runner-test/busybox:latest"
 
 ENDS = {
@@ -150,7 +150,7 @@ class SteppingJournal(SqliteJournal):
 class SteppingBackend(Backend):
     """Takes a step before and after each verb."""
 
-    name = ""  # type: ignore[misc]
+    name = ""
 
     def __init__(self, inner: Backend, step: Steps) -> None:
         self.inner = inner

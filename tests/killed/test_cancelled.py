@@ -1,4 +1,4 @@
-"""Cancelled at every checkpoint, with a journal: nothing of ours lives on, and pages are final or tell the truth."""
+"""Cancelled at every checkpoint, with a journal: nothing of ours lives on, each page is final or tells the truth."""
 
 from __future__ import annotations
 

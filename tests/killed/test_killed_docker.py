@@ -1,4 +1,8 @@
-"""Killed with SIGKILL on a real engine, whose own events tell what was started."""
+"""
+Killed with SIGKILL on a real engine, whose own events tell what was started.
+
+FARGATE_RUNNER_KILLED_POINTS and FARGATE_RUNNER_KILLED_MOMENTS say how often, in steps of five.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("engine"), pytest.mark
 
 PARTS = 5
 POINTS = how_many("FARGATE_RUNNER_KILLED_POINTS", 40)
-MOMENTS = how_many("FARGATE_RUNNER_KILLED_MOMENTS", 100)
+MOMENTS = how_many("FARGATE_RUNNER_KILLED_MOMENTS", 50)
 
 
 class Witness:
@@ -31,7 +35,7 @@ class Witness:
     def __init__(self, namespace: str) -> None:
         self._label = f"label=fargate-runner.namespace={namespace}"
         self._label_of_marks = self._label.removeprefix("label=")
-        self._namespace = namespace
+        self._events: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:
         words = ["docker", "events", "--filter", self._label, "--filter", "type=container", "--format", "{{json .}}"]
@@ -60,14 +64,33 @@ class Witness:
                 return told
         raise AssertionError("the engine says no more")
 
+    def look(self) -> None:
+        """Take in everything until now."""
+        self._events += self._read_to_a_mark()
+
     def starts(self) -> Counter[tuple[str, str]]:
         """How often each attempt of each key was started."""
-        starts = [event["Actor"]["Attributes"] for event in self._read_to_a_mark() if event["Action"] == "start"]
         return Counter(
-            (mark["fargate-runner.key"], mark["fargate-runner.attempt"])
-            for mark in starts
-            if mark["fargate-runner.role"] == "job"
+            (marks["fargate-runner.key"], marks["fargate-runner.attempt"])
+            for action, marks, _ in self._of_jobs()
+            if action == "start"
         )
+
+    def tales(self, faults: list[str]) -> str:
+        """What the engine says of the keys that begin the lines of *faults*."""
+        keys = {fault.split()[0].rstrip(":") for fault in faults}
+        told = [
+            f"{at} {action} {marks['fargate-runner.key']} {marks['fargate-runner.attempt']} {marks.get('exitCode', '')}"
+            for action, marks, at in self._of_jobs()
+            if marks["fargate-runner.key"] in keys
+        ]
+        return "\n".join([*faults, *told])
+
+    def _of_jobs(self) -> Iterator[tuple[str, dict[str, str], int]]:
+        for event in self._events:
+            marks = event["Actor"]["Attributes"]
+            if marks.get("fargate-runner.role") == "job":
+                yield event["Action"], marks, event["timeNano"]
 
 
 @pytest.fixture
@@ -91,11 +114,13 @@ async def test_killed_wherever_every_job_ends_once(namespace: str, tmp_path: Pat
 
     with Witness(namespace) as witness:
         toll = await account.take(plan, points=points, moments=MOMENTS // PARTS, chance=Random(part))
+        witness.look()
         starts = witness.starts()
 
     print(f"part {part}: {toll}", *toll.at_points, sep="; ")
-    assert not toll.faults, "\n".join(toll.faults)
-    assert [whose for whose, times in starts.items() if times > 1] == []
+    assert not toll.faults, witness.tales(toll.faults)
+    doubled = [f"{key}: attempt {attempt} was started twice" for (key, attempt), times in starts.items() if times > 1]
+    assert not doubled, witness.tales(doubled)
     assert sorted(whose for whose in starts if "cancelled" not in whose[0]) == sorted(
         (f"batch-{batch}/{name}", str(attempt + 1))
         for batch in range(toll.batches)

@@ -1,4 +1,8 @@
-"""Killed with SIGKILL on the ECS backend: a real aioboto3, over the fake AWS's HTTP face, which is not killed."""
+"""
+Killed with SIGKILL on the ECS backend: a real aioboto3, over the fake AWS's HTTP face, which is not killed.
+
+FARGATE_RUNNER_KILLED_POINTS and FARGATE_RUNNER_KILLED_MOMENTS say how often, in steps of five.
+"""
 
 from __future__ import annotations
 

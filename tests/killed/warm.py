@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-import aiodocker  # noqa: F401
-import tenacity  # noqa: F401
+import aiodocker  # noqa: F401 # pyright: ignore[reportUnusedImport]
+import tenacity  # noqa: F401 # pyright: ignore[reportUnusedImport]
 
-from tests.killed import lives  # noqa: F401
+from tests.killed import lives  # noqa: F401 # pyright: ignore[reportUnusedImport]
 from tests.killed.batch import SESSION
 
 

@@ -388,7 +388,7 @@ class DockerBackend(Backend):
         """
         for pause in (*_LATE_START_PAUSES, None):
             there = await self._engine.inspect(container)
-            if there is not None and there["State"]["Status"] != "created":
+            if there is not None and _was_started(there):
                 return False
             if there is None or pause is None:
                 break
@@ -739,8 +739,7 @@ class DockerBackend(Backend):
                 owner = there["Config"]["Labels"].get(f"{LABEL}owner")
                 if owner == self._owner:
                     return str(there["Id"])
-                is_unstarted = there["State"]["Status"] == "created"
-                if not is_unstarted or not await anyio.to_thread.run_sync(_host.is_dead, owner):
+                if _was_started(there) or not await anyio.to_thread.run_sync(_host.is_dead, owner):
                     raise _Met
                 if not await self._stays_created(there["Id"]):
                     raise _Met
@@ -1251,7 +1250,7 @@ class DockerBackend(Backend):
         shared = labels.get(f"{LABEL}shared") == "yes"
         group = await self._engine.list(f"{LABEL}token={token}") if shared else []
         status = found["State"]["Status"]
-        if status == "created" and not found["State"].get("Error"):
+        if not _was_started(found) and not found["State"].get("Error"):
             owner = labels.get(f"{LABEL}owner")
             if await anyio.to_thread.run_sync(_host.is_dead, owner):
                 unstarted = group or [{"Id": found["Id"], "Labels": labels}]
@@ -1427,6 +1426,11 @@ def _is_launch(found: Mapping[str, Any]) -> bool:
         return False
     named = f"/{_spec.job_name(token)}" in (found.get("Names") or ())
     return named and is_token_of(token, DockerBackend.name, namespace, key, attempt)
+
+
+def _was_started(found: Mapping[str, Any]) -> bool:
+    """Whether a container ever ran. Its status does not tell: one that is being removed is in neither state."""
+    return _spec.moment(found["State"]["StartedAt"]) is not None
 
 
 async def _is_abandoned(group: Iterable[Mapping[str, Any]]) -> bool:
