@@ -46,12 +46,13 @@ def test_ctrl_c_stops_the_container() -> None:
 
 def test_after_a_second_ctrl_c_the_job_is_met_again_with_its_lines_and_its_end() -> None:
     key = f"cli/{uuid.uuid4()}"
-    job = "trap 'sleep 1; echo late; exit 9' TERM; echo ready $$; while :; do sleep 0.1; done"
+    job = "trap 'echo heard; sleep 3; echo late; exit 9' TERM; echo ready $$; while :; do sleep 0.1; done"
 
     with Terminal("run", "--key", key, IMAGE, "--", "sh", "-c", job) as terminal:
         terminal.read_until(READY)
         terminal.type("\x03")
         terminal.read_until("press Ctrl-C again")
+        terminal.read_until("heard")  # a signal that comes later is seen by the next, and somebody else's to him
         terminal.type("\x03")
         left = terminal.finish()
     met = run("attach", "--backend", "docker", key)
