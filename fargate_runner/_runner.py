@@ -536,8 +536,8 @@ class Runner(AsyncContextManagerMixin):
         whatever belongs to a job that has its final record. A job without a timeout has no deadline once it runs, and
         is left alone, unless *max_age* gives such jobs one. What this runner supervises is its own business.
 
-        All times are those of the place, so that a wrong clock here stops nothing. Repeatable, and safe to run by
-        several at a time. With *dry_run* nothing is stopped.
+        All times are those of the place, so that a wrong clock here changes nothing. Repeatable, and safe for several
+        to run at a time. With *dry_run* nothing is stopped.
 
         :raises BackendError: the platform could not be asked, about all or about some: the others were stopped
         :raises JournalError: the journal could not be read, likewise

@@ -183,8 +183,8 @@ async def test_none_of_these_is_touched(aws: FakeAws, kind: str) -> None:
 
 async def test_of_ten_thousand_tasks_of_others_none_is_touched_and_all_of_ours_are(aws: FakeAws) -> None:
     dice = random.Random(24)
-    await left(aws, *[JOB] * 250)
-    await left(aws, *[JOB] * 50, namespace="theirs")
+    await left(aws, *[JOB] * 100)
+    await left(aws, *[JOB] * 20, namespace="theirs")
     theirs = await run_foreign(aws, [dice.choice(KINDS) for _ in range(1000)], each=10)
     await anyio.sleep(9 * 86_400)
     aws.calls.clear()
@@ -192,7 +192,7 @@ async def test_of_ten_thousand_tasks_of_others_none_is_touched_and_all_of_ours_a
     found = await reaped(aws)
 
     assert len(theirs) == 10_000
-    assert {one.key for one in found} == {f"k{number}" for number in range(250)}
+    assert {one.key for one in found} == {f"k{number}" for number in range(100)}
     assert touched(aws) == {one.address for one in found}
     assert touched(aws) & theirs == set()
     # Pages of a hundred of what lives in the cluster, and again what is ours: no call for each task.
