@@ -261,10 +261,11 @@ def _listed(exit_codes: Collection[int]) -> list[int]:
 def _retry_from_plain(parts: Mapping[str, Any] | None) -> Retry | None:
     if parts is None:
         return None
-    rules = [
-        Rule(**dict(rule) | {"kinds": None if rule["kinds"] is None else {Kind(kind) for kind in rule["kinds"]}})
-        for rule in parts["rules"]
-    ]
+    rules: list[Rule] = []
+    for rule in parts["rules"]:
+        kinds = None if rule["kinds"] is None else {Kind(kind) for kind in rule["kinds"]}
+        written: dict[str, Any] = {**rule, "kinds": kinds}
+        rules.append(Rule(**written))
     known: dict[str, Any] = {**parts, "rules": rules}
     return Retry(**known)
 

@@ -656,7 +656,7 @@ async def test_many_clients_at_once(client: Client) -> None:
 
 async def test_an_answer_tells_the_time_of_the_fake_and_not_of_this_machine() -> None:
     aws = FakeAws(clock=Elsewhen(), clusters=("jobs",))
-    session = aioboto3.Session(aws_access_key_id="test", aws_secret_access_key="test", region_name=aws.region)
+    session: Any = aioboto3.Session(aws_access_key_id="test", aws_secret_access_key="test", region_name=aws.region)
 
     async with aws.serve(moto=False) as url, session.client("ecs", endpoint_url=url) as ecs:
         reply = await ecs.list_clusters()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import anyio
@@ -93,7 +93,7 @@ class TestIdenticalJobs:
     def test_of_an_async_iterable_are_not_waited_for(self) -> None:
         account = Account()
 
-        async def jobs() -> Any:
+        async def jobs() -> AsyncIterator[Job]:
             for _ in range(3):
                 await anyio.sleep(1)
                 yield job()

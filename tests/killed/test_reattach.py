@@ -156,9 +156,9 @@ def test_a_thousand_pages_in_a_file_take_few_transactions(tmp_path: Path) -> Non
     class Counting(SqliteJournal):
         transactions = 0
 
-        def _transact(self, asked: Sequence[Any]) -> None:
+        def _run(self, connection: Any, asked: Sequence[Any]) -> None:
             self.transactions += 1
-            super()._transact(asked)
+            super()._run(connection, asked)
 
     platform = MemoryPlatform()
 

@@ -180,6 +180,10 @@ SIDE: dict[str, Any] = {"name": "side", "ended": 5.0}
 WATCHDOG: dict[str, Any] = {"name": "fargate-runner-deadline", "ended": 10.1}
 
 
+def ended(container: dict[str, Any], at: float) -> dict[str, Any]:
+    return {**container, "ended": at}
+
+
 @pytest.mark.parametrize(
     ("job", "sidecars", "facts", "cause"),
     [
@@ -209,20 +213,20 @@ WATCHDOG: dict[str, Any] = {"name": "fargate-runner-deadline", "ended": 10.1}
         ),
         # The watchdog had slept its time, and the kernel killed the job with it; either may be reported first.
         (inspected(137), [inspected(0, **WATCHDOG)], {}, Cause.DEADLINE),
-        (inspected(137), [inspected(0, **WATCHDOG | {"ended": 9.9})], {}, Cause.DEADLINE),
+        (inspected(137), [inspected(0, **ended(WATCHDOG, 9.9))], {}, Cause.DEADLINE),
         (inspected(137), [inspected(137, **SIDE), inspected(0, **WATCHDOG)], {}, Cause.DEADLINE),
         # It was told to end, slept on after the job, or is no watchdog.
         (inspected(0), [inspected(143, **WATCHDOG)], {}, Cause.EXITED),
         (inspected(137), [inspected(143, **WATCHDOG)], {}, Cause.EXITED),
         (inspected(0), [inspected(0, **WATCHDOG)], {}, Cause.EXITED),
         (inspected(3), [inspected(0, **WATCHDOG)], {}, Cause.EXITED),
-        (inspected(137), [inspected(0, **WATCHDOG | {"ended": 30.0})], {}, Cause.EXITED),
+        (inspected(137), [inspected(0, **ended(WATCHDOG, 30.0))], {}, Cause.EXITED),
         (inspected(137), [inspected(0, running=True, **WATCHDOG)], {}, Cause.EXITED),
-        (inspected(137), [inspected(0, **WATCHDOG | {"name": "side"})], {}, Cause.EXITED),
+        (inspected(137), [inspected(0, name="side", ended=10.1)], {}, Cause.EXITED),
         (inspected(137, oom=True), [inspected(0, **WATCHDOG)], {}, Cause.OUT_OF_MEMORY),
         (inspected(137), [inspected(0, **WATCHDOG)], {"stopped": "enough"}, Cause.STOPPED_ON_REQUEST),
         # It failed.
-        (inspected(137), [inspected(127, **WATCHDOG | {"ended": 5.0})], {}, Cause.SIDECAR_ENDED),
+        (inspected(137), [inspected(127, **ended(WATCHDOG, 5.0))], {}, Cause.SIDECAR_ENDED),
     ],
 )
 def test_the_cause_of_an_end(
