@@ -505,7 +505,7 @@ class TestWhatDoesNotFit:
 
     async def test_another_place(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         class Elsewhere(type(world.backend())):  # type: ignore[misc]
-            place = "elsewhere"  # pyright: ignore
+            place = "elsewhere"  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
 
         journal = MemoryJournal()
         await died(world, journal, job("quick", key="k"), calls="observe:1")
