@@ -406,8 +406,8 @@ _TROUBLES: Final[Sequence[tuple[str, Trouble]]] = [
         Trouble("the network that the backend was told to use does not exist", "create it, or name another one"),
     ),
     (
-        r"cannot join (?:network|pid namespace) of a non running container|cannot allocate memory|resource temporarily unavailable|"
-        r"no available .*ipv4|failed to create shim|timeout",
+        r"cannot join (?:network|pid namespace) of a non running container|cannot allocate memory|"
+        r"resource temporarily unavailable|no available .*ipv4|failed to create shim|timeout",
         Trouble("the engine could not start a container now", "try again, with fewer at a time", True),
     ),
 ]
