@@ -237,6 +237,14 @@ class Backend(AsyncContextManagerMixin, ABC):
         """
         return datetime.now(UTC)
 
+    async def ask_time(self) -> datetime:
+        """
+        Return the time of the place, for certain: the place is asked, if it has told nothing yet.
+
+        :raises BackendError: it could not be asked
+        """
+        return self.now()
+
     @property
     def is_open(self) -> bool:
         """Whether it is inside its ``async with`` block."""

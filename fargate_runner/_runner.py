@@ -1010,7 +1010,7 @@ class Runner(AsyncContextManagerMixin):
         where = identity.namespace, identity.key
         while True:
             job = _as_brought(live, job) if job is not None else None
-            age = self.backend.now() - begun
+            age = await self._ask(live, identity.attempt, "ask_time", self.backend.ask_time, stubborn=True) - begun
             # A clock that went back makes it look younger than it is; a little of that is in the 55 minutes.
             is_young = -timedelta(minutes=2) <= age <= _REPLAY_WITHIN
             if job is not None and not live.lacks_secrets and is_young:

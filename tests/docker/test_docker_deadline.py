@@ -7,10 +7,11 @@ import subprocess
 import sys
 from datetime import timedelta
 
+import anyio
 import anyio.to_thread
 import pytest
 
-from fargate_runner import Cause, DockerBackend, Kind, Retry, Runner, Sidecar
+from fargate_runner import Cause, DockerBackend, Identity, Kind, Retry, Runner, Sidecar, Snapshot
 from fargate_runner.backends.docker import _pause
 from tests.docker.conftest import IMAGE, docker, end_of, first_line, launched, shell, texts_of
 
@@ -110,6 +111,25 @@ async def test_a_watchdog_that_cannot_sleep_is_no_deadline(backend: DockerBacken
 
     assert end.cause in {Cause.SIDECAR_ENDED, Cause.COULD_NOT_START}
     assert "fargate-runner-deadline" in end.reason
+
+
+async def test_two_who_launch_the_same_meet(backend: DockerBackend, key: str) -> None:
+    job, ends = shell("echo once; sleep 1; exit 3", sidecars=[watchdog(FAR)]), list[Snapshot]()
+    launch = await backend.prepare(job, Identity(namespace="docker", key=key, attempt=1))
+
+    async def submit(place: DockerBackend) -> None:
+        ends.append(await end_of(place, await place.submit(launch)))
+
+    async with DockerBackend() as other:
+        async with anyio.create_task_group() as both:
+            both.start_soon(submit, backend)
+            both.start_soon(submit, other)
+        ref = await backend.submit(launch)
+        lines = await texts_of(backend, ref, container="main")
+        await backend.forget(ref)
+
+    assert [(end.cause, end.exit_code) for end in ends] == [(Cause.EXITED, 3)] * 2
+    assert lines == ["once"]
 
 
 # ---- nobody left -----------------------------------------------------------------------------------------------------

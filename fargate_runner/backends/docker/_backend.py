@@ -224,8 +224,8 @@ class DockerBackend(Backend):
     - The metadata endpoint is missing where containers cannot reach this machine (a remote engine, network "none").
     - No AWS credentials reach a job, unless *aws_credentials* returns some when it is called before each launch.
       They are put into the container as a file, where ``docker inspect`` does not show them, and are not renewed.
-    - A watchdog (`Sidecar.watchdog`) holds the process namespace of all containers, so that the kernel ends them with
-      it, even if this process is dead: at once, with SIGKILL. On Fargate they get SIGTERM and their ``stop_timeout``.
+    - A watchdog (`Sidecar.watchdog`) holds the process namespace of all containers: the kernel ends them with it, even
+      if this process is dead, at once, with SIGKILL. On Fargate they get SIGTERM and their ``stop_timeout``.
     - An ended attempt is kept until the runner forgets it, or for an hour if its process has died.
 
     Podman's socket is used as it is, best effort: a job killed for memory is told as exit code 137, a command that is
@@ -1218,9 +1218,13 @@ class DockerBackend(Backend):
 
     async def _remove(self, record: _Record) -> None:
         """Remove what an ended attempt holds. The job's own container last: by it the others are found."""
-        for member in record.others:
-            if member.id:
-                await self._engine.remove(member.id, force=True)
+        others = [member.id for member in record.others if member.id]
+        if record.shared and record.launch is None:
+            # It was met while another process still made its containers: we may not have seen all of them.
+            found = await self._engine.list(f"{LABEL}token={record.ref.token}")
+            others = [part["Id"] for part in found if part["Labels"].get(f"{LABEL}role") != "job"]
+        for other in others:
+            await self._engine.remove(other, force=True)
         await self._free(record)
         # Without force: what should be over, but is not, stays and is found.
         if record.job.id and record.snapshot.cause is not Cause.VANISHED:
