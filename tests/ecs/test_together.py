@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import anyio
@@ -240,3 +241,24 @@ def test_found_again_each_is_the_one_it_was() -> None:
 
     assert len(set(before.values())) == 5
     assert after == before
+
+
+@pytest.mark.parametrize("skew", [timedelta(hours=-24), timedelta(hours=24)])
+def test_how_old_a_launch_is_tells_aws_and_not_the_clock_of_whoever_finds_it(skew: timedelta) -> None:
+    account = Account()
+
+    async def main() -> tuple[int, JobResult]:
+        await until_it_dies(account, Plug(4), 1)
+        page = next(iter(account.journal._pages.values()))
+        assert page.launch is not None
+        assert page.ref is None
+        backend = account.backend()
+        backend._utcnow = lambda: account.clock.utcnow() + skew
+        async with Runner(backend, journal=account.journal, utcnow=account.clock.utcnow) as runner:
+            (handle,) = await runner.recover()
+            return account.aws.calls.operations["ecs.RunTask"], await handle.wait()
+
+    _, result = account.run(main)
+
+    assert result.outcome.kind is Kind.SUCCEEDED
+    assert len(account.aws.world.tasks) == 1
