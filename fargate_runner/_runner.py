@@ -95,6 +95,8 @@ _SILENCE_PATIENCE: Final = 300.0
 _STOP_GRACE: Final = 30.0
 """Seconds on top of stop_timeout after which a stop is asked for again; after the third, the end is unknown."""
 _STOP_ASKS: Final = 3
+_STOOD_STILL: Final = 30.0
+"""Seconds that we may be late before it is taken for a standstill: a closed lid, SIGSTOP, Lambda between requests."""
 _LAST_STOP_PATIENCE: Final = 10.0
 """Seconds that telling an attempt of unknown end to stop may hold up its record."""
 _REPLAY_WITHIN: Final = timedelta(minutes=55)
@@ -1365,6 +1367,7 @@ class Runner(AsyncContextManagerMixin):
             if live.letting_go:
                 return None
             snapshot = live.snapshot
+            watch.awake(now)
             if watch.asked is None:
                 watch.asked = live.stop or watch.overdue(now)
             if watch.asked is not None and now >= watch.ask_again_at:
@@ -1382,6 +1385,7 @@ class Runner(AsyncContextManagerMixin):
             if after is not None and not watch.has_news and self._park(live, watch, after, now):
                 return None
             watch.has_news, watch.look_again_at = False, _NEVER
+            watch.due_at = min(watch.deadline, now + _LOOK_AGAIN)
             due = now + (self.backend.answer_patience if after is None else _LOOK_AGAIN)
             try:
                 look = partial(self.backend.observe, ref, after=after)
@@ -1416,7 +1420,8 @@ class Runner(AsyncContextManagerMixin):
             return False
         watch.look_again_at = now + _LOOK_AGAIN
         live.watch, live.parked = watch, True
-        self._alarms.set(watch, min(watch.deadline, watch.look_again_at))
+        watch.due_at = min(watch.deadline, watch.look_again_at)
+        self._alarms.set(watch, watch.due_at)
         return True
 
     def _see(self, live: _Live, ref: TaskRef, watch: _Watch, newer: Snapshot) -> None:
@@ -1476,7 +1481,9 @@ class Runner(AsyncContextManagerMixin):
         """Wait before the platform is asked again; a stop that was not asked for yet comes first."""
         if live.letting_go or (live.stop is not None and watch.asked is None):
             return
-        await self._interruptible(live, anyio.sleep, _pause(watch.failures), deadline=watch.deadline)
+        pause = _pause(watch.failures)
+        watch.due_at = anyio.current_time() + pause
+        await self._interruptible(live, anyio.sleep, pause, deadline=watch.deadline)
 
     async def _give_up(self, live: _Live, job: Job | None, ref: TaskRef, detail: str, begun: datetime) -> Attempt:
         """Close an attempt whose end nobody knows. It may live on, so it is told to end once more."""
@@ -1650,6 +1657,7 @@ class _Watch:
         "begun",
         "coming",
         "deadline_of_phase",
+        "due_at",
         "failures",
         "has_news",
         "in_doubt",
@@ -1657,6 +1665,7 @@ class _Watch:
         "launched",
         "live",
         "look_again_at",
+        "looks_first",
         "no_stop_from",
         "ref",
         "resumed",
@@ -1702,6 +1711,10 @@ class _Watch:
         self.has_news = False
         self.look_again_at = _NEVER
         self.wake_at = self.alarm_at = _NEVER
+        self.due_at = _NEVER
+        """When we are to be awake again at the latest."""
+        self.looks_first = False
+        """Nothing is overdue before the platform has told how it stands: we stood still."""
         self._phase = 0
 
     def __call__(self) -> None:
@@ -1721,8 +1734,18 @@ class _Watch:
     @property
     def deadline(self) -> float:
         """When observing must be interrupted, whatever the platform does."""
-        due = self.ask_again_at if self.asked is not None else self.deadline_of_phase
+        due = self.ask_again_at if self.asked is not None else _NEVER if self.looks_first else self.deadline_of_phase
         return min(due, self.silent_until)
+
+    def awake(self, now: float) -> None:
+        """Notice if we stood still for a while. What is due is due by what is so now, not by what we knew before."""
+        if now - self.due_at < _STOOD_STILL:
+            return
+        self.looks_first = self.in_doubt = True
+        self.failures = 0
+        self.silent_until = self.due_at = _NEVER
+        if self.asks:
+            self.ask_again_at = max(self.ask_again_at, now + _STOP_GRACE)
 
     def reached(self, newer: Snapshot, now: float, place_now: datetime) -> bool:
         """Say whether *newer* is in a later phase than any before. A backend may skip RUNNING; its clock starts too."""
@@ -1753,12 +1776,12 @@ class _Watch:
     def answered(self) -> None:
         """The platform spoke: its silence is over."""
         self.failures = 0
-        self.in_doubt = False
+        self.in_doubt = self.looks_first = False
         self.silent_until = _NEVER
 
     def overdue(self, now: float) -> StopAsked | None:
         """Say what to stop the attempt for, if its phase has lasted too long."""
-        if now < self.deadline_of_phase or self.job is None:
+        if now < self.deadline_of_phase or self.job is None or self.looks_first:
             return None
         if self._phase < Phase.RUNNING:
             reason = f"it did not start within {_span(self.job.start_timeout)} (start_timeout)"

@@ -127,8 +127,10 @@ def untrue(history: History) -> Iterator[str]:
         yield from _unaccounted(history, key, page.result)
         if said := _undecided(history, job, page.result):
             yield f"{key}: {said}"
+    given_up = _given_up(history)
     for task in history.tasks:
-        yield from _overdue(history, task)
+        if task.truth.arn not in given_up:
+            yield from _overdue(history, task)
 
 
 def _untrue(history: History, job: Job, attempt: Attempt, task: Placed | None, page: Page) -> str:

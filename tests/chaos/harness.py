@@ -28,6 +28,7 @@ from fargate_runner import (
     JobResult,
     JournalError,
     Kind,
+    LogsUnavailable,
     Network,
     Roles,
     Runner,
@@ -650,10 +651,11 @@ class _Life:
         if text is None or self._mortal.random.random() < 0.5:
             text = key
         self._hold(key, owned=False)
+        is_written = key in self._years.book.keys
         try:
             handle = await runner.attach(text)
         except (BackendError, JournalError, JobNotFound) as exc:
-            if isinstance(exc, JobNotFound) and key in self._years.book.keys:
+            if isinstance(exc, JobNotFound) and is_written and key in self._years.book.keys:
                 self._wrong(f"attach {text}: {exc!r}")
             self._let_go(key)
             return
@@ -689,7 +691,7 @@ class _Life:
                     lines.append(line.text)  # noqa: PERF401 (what was read counts although it ends with an error)
         except FargateRunnerError as exc:
             # Who stood still finds that a call of before has had no answer for long.
-            stood_still = isinstance(exc, BackendError) and self._mortal.stood_still.is_set()
+            stood_still = isinstance(exc, (BackendError, LogsUnavailable)) and self._mortal.stood_still.is_set()
             if not self._leaving and not stood_still and not self._silent_lately():
                 self._wrong(f"lines of {handle.key}: {exc!r}")
             return

@@ -9,8 +9,8 @@ from datetime import timedelta
 import anyio
 import pytest
 
-from fargate_runner import EcsBackend, Job, Kind, MemoryJournal, Runner
-from fargate_runner.testing.aws import FakeAws, Fault
+from fargate_runner import EcsBackend, Job, Kind, MemoryJournal, Phase, Runner
+from fargate_runner.testing.aws import ContainerScript, FakeAws, Fault, Pace
 from fargate_runner.testing.clock import VirtualClock
 from tests.contract.ecs_words import Words
 
@@ -82,6 +82,53 @@ class TestATaskThatIsNew:
         assert truth.ended_at is not None
         assert truth.started_at is not None
         assert truth.ended_at - truth.started_at == pytest.approx(300, abs=2)
+
+
+class TestAProcessThatStoodStill:
+    """By SIGSTOP, a closed lid, or as Lambda does between two requests."""
+
+    async def test_does_not_call_lost_what_it_did_not_watch(
+        self, make_backend: Make, aws: FakeAws, clock: VirtualClock
+    ) -> None:
+        """Chaos, seed 789: it was run again, although it had done its work."""
+        async with Runner(make_backend(), utcnow=clock.utcnow) as runner:
+            handle = await runner.submit(Words().exits().with_(key="k"))
+            while handle.snapshot is None or handle.snapshot.phase < Phase.RUNNING:
+                await anyio.sleep(1)
+            clock.advance(3 * 3600)
+            result = await handle.wait()
+
+        assert [attempt.outcome.kind for attempt in result.attempts] == [Kind.UNKNOWN]
+        assert len(aws.world.truth()) == 1
+
+    async def test_does_not_stop_for_its_start_what_has_long_started(
+        self, make_backend: Make, aws: FakeAws, clock: VirtualClock
+    ) -> None:
+        """Chaos, seed 1048."""
+        async with Runner(make_backend(), utcnow=clock.utcnow) as runner:
+            handle = await runner.submit(waits(start_timeout=timedelta(seconds=300)))
+            await anyio.sleep(1)
+            clock.advance(1800)
+            await anyio.sleep(600)
+            result = await handle.stop()
+
+        assert result.outcome.kind is Kind.CANCELLED
+
+    async def test_does_not_send_again_what_it_sent_long_ago(
+        self, make_backend: Make, aws: FakeAws, clock: VirtualClock
+    ) -> None:
+        """Chaos, seed 402: the answer was lost, and the task had ended, and its token was forgotten."""
+        aws.world.pace, aws.world.script = Pace.instant(), lambda run: ContainerScript(run_for=5)
+        aws.faults.add(Fault(match="ecs.RunTask", delay=25, cut=True, when="after"))
+
+        async with Runner(make_backend(), utcnow=clock.utcnow) as runner, anyio.create_task_group() as tasks:
+            tasks.start_soon(runner.submit, Words().exits().with_(key="k"))
+            await anyio.sleep(20)
+            clock.advance(3 * 3600)
+            result = await (await runner.submit(Words().exits().with_(key="k"))).wait()
+
+        assert result.outcome.kind is Kind.UNKNOWN
+        assert len(aws.world.truth()) == 1
 
 
 class TestCredentialsThatExpire:

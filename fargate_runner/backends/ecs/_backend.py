@@ -795,7 +795,8 @@ class EcsBackend(Backend):
             return _wire.default_log_place(self.log_group, self._container(ref), ref.address)
         definition = await self._definitions.described(placed.definition)
         if definition is None:
-            return None
+            said = f"ECS does not tell where the lines of attempt {ref.attempt} of {ref.key!r} are: it did not describe"
+            raise LogsUnavailable(f"{said} the task definition {placed.definition}; try again")
         if elsewhere := _wire.log_regions(definition.body) - {self._api.region}:
             said = f"the lines of attempt {ref.attempt} of {ref.key!r} are in {', '.join(sorted(elsewhere))}"
             raise LogsUnavailable(f"{said}, and this backend asks in {self._api.region}; read them there")

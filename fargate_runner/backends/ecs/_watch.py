@@ -26,6 +26,8 @@ __all__ = ["Cadence", "Watch"]
 
 _BATCH: Final = 100
 """Tasks that one DescribeTasks call takes (Amazon ECS API Reference)."""
+_KEPT: Final = 55 * 60.0
+"""Seconds for which ECS surely still describes a task that has stopped; it promises an hour."""
 _CLOCKS_DIFFER: Final = timedelta(seconds=60)
 """How far AWS's clock and ours may be apart."""
 _LONG_AGO: Final = float("-inf")
@@ -196,7 +198,9 @@ class Watch:
         self._met = met
         self._entries: dict[str, _Entry] = {}
         self._wake = anyio.Event()
-        self._asleep_until = self._looked_at = float("-inf")
+        self._asleep_until = self._looked_at = self._stood_still_at = float("-inf")
+        self._offset = utcnow().timestamp() - anyio.current_time()
+        """From the clock of the loop to the one on the wall."""
         self._in_time = 0
         """How many events came in time, one after another."""
         self._in_time_wanted = _IN_TIME
@@ -458,6 +462,7 @@ class Watch:
         arns = [entry.arn for entry in batch]
         try:
             reply = await self._api.call("ecs.DescribeTasks", cluster=self._cluster, tasks=arns)
+            self._check_standing()
         except ApiError as exc:
             if exc.trouble is Trouble.INVALID and len(batch) > 1:
                 # One address that ECS takes offence at must not blind us to the others.
@@ -609,7 +614,17 @@ class Watch:
             entry.looked_at = now
             entry.tell()
             return
-        self._put(entry, _wire.missing(entry.arn, seen_at=self._utcnow(), last=entry.snapshot))
+        seen = max(entry.alive_at, entry.known_from)
+        unwatched = seen < self._stood_still_at or now - seen >= _KEPT
+        self._put(entry, _wire.missing(entry.arn, seen_at=self._utcnow(), last=entry.snapshot, unwatched=unwatched))
+
+    def _check_standing(self) -> None:
+        """Notice that this machine stood still: its clock of the loop may have stood still as well, the other not."""
+        now = anyio.current_time()
+        offset = self._utcnow().timestamp() - now
+        if offset - self._offset >= _KEPT:
+            self._stood_still_at = now
+        self._offset = offset
 
 
 def _faults(reply: Mapping[str, Any]) -> dict[str, str]:
