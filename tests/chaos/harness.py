@@ -630,7 +630,8 @@ class _Life:
         try:
             async with runner.map(self._years.jobs.values(), as_completed=True, on_error="collect") as results:
                 async for result in results:
-                    self._told(result.key, result)
+                    if result.attempts[0].token:  # else the batch tells of an error: no platform ever took the job
+                        self._told(result.key, result)
                     self._let_go(result.key)
         except FargateRunnerError as exc:
             if not self._leaving and not isinstance(exc, (BackendError, JournalError)):

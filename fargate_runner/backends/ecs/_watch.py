@@ -614,8 +614,9 @@ class Watch:
             entry.looked_at = now
             entry.tell()
             return
-        seen = max(entry.alive_at, entry.known_from)
-        unwatched = seen < self._stood_still_at or now - seen >= _KEPT
+        # One that we have never seen is for the caller to judge, who knows whether it was new.
+        seen = entry.alive_at
+        unwatched = seen != _LONG_AGO and (seen < self._stood_still_at or now - seen >= _KEPT)
         self._put(entry, _wire.missing(entry.arn, seen_at=self._utcnow(), last=entry.snapshot, unwatched=unwatched))
 
     def _check_standing(self) -> None:
