@@ -24,7 +24,7 @@ import attrs
 from anyio import AsyncContextManagerMixin, CancelScope, Event
 from anyio.abc import TaskGroup
 
-from fargate_runner._backend import Backend, Identity, Launch, TaskRef, Together
+from fargate_runner._backend import TOO_LATE, Backend, Identity, Launch, TaskRef, Together
 from fargate_runner._batch import Batch, Launching, Pump, Room
 from fargate_runner._errors import (
     BackendError,
@@ -1295,8 +1295,9 @@ class Runner(AsyncContextManagerMixin):
             started = next((ref for ref in refs if ref.token == launch.token), None)
             if started is not None:
                 return started
-            if launch.send_until is not None and self.backend.now() > launch.send_until:
-                # The platform may have forgotten what it started.
+            if (
+                isinstance(exc, BackendError) and exc.code == TOO_LATE
+            ):  # the platform may have forgotten what it started
                 raise _LaunchUnanswered(str(exc)) from exc
             raise
         return ref
