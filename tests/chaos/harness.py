@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import math
 import random as the_random
 import warnings
@@ -205,6 +206,7 @@ class Years:
             latency=(0.01, 0.2),
             chaos=plan.chaos,
             ingestion=plan.ingestion,
+            delivery=plan.events,
             validate=False,
         )
         self.aws.refused = Counter()
@@ -239,7 +241,12 @@ class Years:
         with warnings.catch_warnings():
             # A life may die between the making of a task and its first step.
             warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
-            anyio.run(self._run, backend_options={"loop_factory": self._loop})
+            # What is wrong is told by the checker; that AWS is not well today, everybody knows.
+            logging.getLogger("fargate_runner").setLevel(logging.CRITICAL)
+            try:
+                anyio.run(self._run, backend_options={"loop_factory": self._loop})
+            finally:
+                logging.getLogger("fargate_runner").setLevel(logging.NOTSET)
         return self._told_by_all()
 
     def _loop(self) -> asyncio.AbstractEventLoop:
@@ -252,6 +259,8 @@ class Years:
         loop.set_task_factory(undertaker)
         loop.set_exception_handler(self._unheard)
         last = len(self.plan.lives) - 1
+        if self.plan.events is not None:
+            await self._make_queues()
         self.aws.faults.add(*(attrs.evolve(fault) for fault in self.plan.faults))
         async with anyio.create_task_group() as background:
             self._background = background
@@ -272,6 +281,15 @@ class Years:
                 await self._lives(last + 1, self.plan.lives[last], is_last=True)
             background.cancel_scope.cancel()
         await self._wind_down()
+
+    async def _make_queues(self) -> None:
+        chaos = self.aws.faults.chaos
+        self.aws.faults.clear()
+        for queue in ("events", "events-b"):
+            backend = EcsBackend("jobs", session=self.aws.session(), region=self.aws.region, events=queue)
+            await backend.make_events()
+        if chaos is not None:
+            self.aws.faults.add(chaos)
 
     async def _lives(self, number: int, lifetime: Lifetime, *, is_last: bool) -> None:
         async with anyio.create_task_group() as together:
@@ -480,6 +498,8 @@ class _Life:
             utcnow=years.clock.utcnow,
             cadence=plan.cadence,
             log_cadence=plan.log_cadence,
+            # Each backend that is open at a time has a queue of its own.
+            events=None if plan.events is None else "events-b" if "b" in self._mortal.name else "events",
             # Two processes that share an account say so, as the reference tells them to.
             budget=Budget(share=0.4) if any(lifetime.twin for lifetime in plan.lives) else None,
         )

@@ -12,7 +12,17 @@ import attrs
 from fargate_runner import Capacity, Job, Retry
 from fargate_runner.backends.ecs._logs import LogCadence
 from fargate_runner.backends.ecs._watch import Cadence
-from fargate_runner.testing.aws import Chaos, ContainerRun, ContainerScript, Fault, Ingestion, Pace, TaskRun, TaskScript
+from fargate_runner.testing.aws import (
+    Chaos,
+    ContainerRun,
+    ContainerScript,
+    Delivery,
+    Fault,
+    Ingestion,
+    Pace,
+    TaskRun,
+    TaskScript,
+)
 from tests.contract.ecs_words import IMAGE
 
 __all__ = ["Freeze", "Lifetime", "Outage", "Plan", "Window", "plan_of", "script", "stuck"]
@@ -111,6 +121,8 @@ class Plan:
     slowest_write: float = 0.0
     faults: tuple[Fault, ...] = ()
     """Single ones, besides the chaos."""
+    events: Delivery | None = None
+    """How events of tasks come in, if anybody listens to them."""
 
 
 def _log_uniform(random: Random, least: float, most: float) -> float:
@@ -250,6 +262,18 @@ def _lifetime(random: Random, keys: list[str], number: int, *, has_twin: bool = 
     )
 
 
+def _events(random: Random) -> Delivery:
+    return Delivery(
+        most=random.choice((1.0, 10.0)),
+        in_order=random.random() < 0.5,
+        lost=random.choice((0.0, 0.1, 0.9)),
+        duplicated=random.choice((0.0, 0.3)),
+        copies=3,
+        late=random.choice((0.0, 0.2)),
+        late_by=900.0,
+    )
+
+
 def plan_of(seed: int) -> Plan:
     """Return what a seed says."""
     random = Random(f"chaos/{seed}")
@@ -317,4 +341,5 @@ def plan_of(seed: int) -> Plan:
         log_cadence=LogCadence(period=period, overlap=20.0),
         calm_after=random.choice((0.0, 30.0, 600.0)),
         slowest_write=random.choice((0.0, 0.05)),
+        events=_events(random) if random.random() < 0.35 else None,
     )
