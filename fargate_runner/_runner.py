@@ -1006,7 +1006,7 @@ class Runner(AsyncContextManagerMixin):
         """Clear up a launch that was written down, and of which nobody wrote what came of it."""
         identity, begun = launch.identity, page.launched_at or page.accepted_at
         live.placement = identity.placement
-        if identity.shared is not None and not await self._was_sent(identity):
+        if identity.shared is not None and not await self._was_sent(launch):
             live.placement += 1
             return None
         where = identity.namespace, identity.key
@@ -1038,10 +1038,19 @@ class Runner(AsyncContextManagerMixin):
         said = f"it was about to be launched {_span(age)} ago, the runner died, and nothing tells what came of it"
         return self._record(job, launch.token, None, self._unknown(said), identity.attempt, begun)
 
-    async def _was_sent(self, identity: Identity) -> bool:
-        """Whether a launch of several jobs may have been sent: only once all had a page, the first one's last."""
-        together = cast("Together", identity.together)
-        return await self._read_page(together.key_of(0)) is not None
+    async def _was_sent(self, launch: Launch) -> bool:
+        """
+        Whether a launch of several jobs may have been sent: only once all had it on their pages, the first one's last.
+
+        A first one that was launched by itself has a page as well, and never had this launch on it.
+        """
+        together = cast("Together", launch.identity.together)
+        first = await self._read_page(together.key_of(0))
+        if first is None:
+            return False
+        under_way = first.launch.token if first.launch is not None else first.ref.token if first.ref is not None else ""
+        sent = [each for each in first.attempts if each.address is not None or each.outcome.kind is Kind.UNKNOWN]
+        return launch.token in {under_way, *(attempt.token for attempt in sent)}
 
     async def _intent(self, live: _Live, launch: Launch) -> Launch:
         """Write down what is about to be sent; return it as it can be read again, for the same bytes each time."""
@@ -1066,6 +1075,12 @@ class Runner(AsyncContextManagerMixin):
             tries += 1
             try:
                 live.page = await self.journal.write(live.page)
+                return
+            except Overtaken as exc:
+                # A try that seemed to fail may have been written all the same: then what is there is ours.
+                if tries == 1 or exc.page is None or exc.page.to_json() != live.page.to_json():
+                    raise
+                live.page = exc.page
                 return
             except JournalError as exc:
                 if self._tell:
@@ -1239,7 +1254,8 @@ class Runner(AsyncContextManagerMixin):
         if together is None:
             return await self._intent(live, prepared)
         index = cast("Together", prepared.identity.together).index
-        return await together.ready(index, partial(self._intent, live, prepared))
+        write, was_written = partial(self._intent, live, prepared), partial(self._was_sent, prepared)
+        return await together.ready(index, write, was_written)
 
     async def _launched(self, live: _Live, ref: TaskRef) -> None:
         if not self.backend.starts_later:

@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterator
 from datetime import datetime
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import anyio
 import attrs
@@ -35,8 +36,11 @@ from fargate_runner import (
     Runner,
     RunnerClosed,
 )
+from fargate_runner._backend import Identity, Together
 from fargate_runner._journal import Page
 from fargate_runner.backends.ecs._api import Budget
+from fargate_runner.backends.ecs._wire import started_by
+from fargate_runner.telemetry import Event, JobAccepted, JobDetached, JobEnded, JobQueued, JobRefused
 from fargate_runner.testing.aws import FakeAws, Fault, TaskTruth
 from fargate_runner.testing.aws._client import FakeSession
 from fargate_runner.testing.clock import VirtualClock
@@ -244,7 +248,9 @@ class Years:
             # What is wrong is told by the checker; that AWS is not well today, everybody knows.
             logging.getLogger("fargate_runner").setLevel(logging.CRITICAL)
             try:
-                anyio.run(self._run, backend_options={"loop_factory": self._loop})
+                keys = Random(f"{self.plan.seed}/keys")
+                with patch("secrets.token_hex", lambda size: f"{keys.getrandbits(8 * size):0{2 * size}x}"):
+                    anyio.run(self._run, backend_options={"loop_factory": self._loop})
             finally:
                 logging.getLogger("fargate_runner").setLevel(logging.NOTSET)
         return self._told_by_all()
@@ -402,12 +408,16 @@ class Years:
 
     def _told_by_all(self) -> History:
         history, aws = self.history, self.aws
-        keys = {str(job.key): job for job in self.plan.jobs}
+        whose = self.owners()
+        history.jobs = dict(self.jobs)
+        for key, pages in history.pages.items():
+            if key not in self.jobs and (pages[-1] is not None or key in whose.values()):
+                assert self.plan.crowd is not None
+                history.jobs[key] = self.plan.crowd
         for truth in aws.world.truth():
             task = aws.world.tasks[truth.arn]
             run = task.container("main").run
-            key = run.environment["FARGATE_RUNNER_KEY"]
-            assert key in keys
+            key = whose[truth.arn]
             number = int(run.environment["FARGATE_RUNNER_ATTEMPT"])
             hidden_until = max(task.visible_at, task.hidden_until)
             history.tasks.append(
@@ -431,6 +441,24 @@ class Years:
         }
         return history
 
+    def owners(self) -> dict[str, str]:
+        """Say by its marks whose each task is; of several that one call started, by its place among them."""
+        owners = {started_by("default", key): key for key in self.book.history}
+        groups: dict[str, Together] = {}
+        for key in self.book.history:
+            together = Identity(namespace="default", key=key, attempt=1).together
+            if together is not None:
+                groups[started_by("default", together.group)] = together
+        by_token: dict[str, list[str]] = {}
+        for truth in self.aws.world.truth():
+            by_token.setdefault(truth.token or truth.arn, []).append(truth.arn)
+        whose: dict[str, str] = {}
+        for arns in by_token.values():
+            for index, arn in enumerate(sorted(arns)):
+                owner = self.aws.world.tasks[arn].started_by or ""
+                whose[arn] = owners[owner] if owner in owners else groups[owner].key_of(index)
+        return whose
+
 
 class _Life:
     """What one life does."""
@@ -444,6 +472,7 @@ class _Life:
         self._held: dict[str, tuple[float, bool]] = {}
         self._paused: dict[str, tuple[float, bool]] = {}
         self._leaving = False
+        self._crowd: set[str] = set()
         self._scopes: dict[anyio.CancelScope, None] = {}
 
     @property
@@ -504,7 +533,10 @@ class _Life:
             budget=Budget(share=0.4) if any(lifetime.twin for lifetime in plan.lives) else None,
         )
         journal = LifesJournal(years.book, self._mortal, slowest=plan.slowest_write, troubles=lifetime.journal_troubles)
-        runner = Runner(backend, journal=journal, on_exit=lifetime.on_exit, utcnow=years.clock.utcnow)
+        watching = [self._notice] if lifetime.crowd else []
+        runner = Runner(
+            backend, journal=journal, on_exit=lifetime.on_exit, observers=watching, utcnow=years.clock.utcnow
+        )
         with anyio.CancelScope() as whole:
             async with runner:
                 try:
@@ -525,8 +557,9 @@ class _Life:
 
     async def _leave(self, scope: anyio.CancelScope) -> None:
         await anyio.sleep(self._lifetime.at)
-        if self._lifetime.how in {"run", "map"}:  # cancelling these is stopping the jobs
-            for key in self._held:
+        for key in self._held:
+            # Cancelling these is stopping the jobs.
+            if self._lifetime.how in {"run", "map"} or key in self._crowd:
                 self._cancels(key)
         for one in tuple(self._scopes):
             one.cancel()
@@ -542,13 +575,11 @@ class _Life:
         """See whether what was owned is over, unless somebody else looks after it."""
         if on_exit != "stop" or not self._alive or self._lifetime.twin is not None or "b" in self._mortal.name:
             return
-        world = self._years.aws.world
-        owned = [key for key, (_, owned) in self._held.items() if owned]
-        for key in owned:
-            for truth in world.truth():
-                task = world.tasks[truth.arn]
-                if truth.status != "STOPPED" and task.container("main").run.environment["FARGATE_RUNNER_KEY"] == key:
-                    self._history.left.append(Orphan(life=self._mortal.name, key=key, arn=truth.arn))
+        owned = {key for key, (_, owned) in self._held.items() if owned}
+        whose = self._years.owners()
+        for truth in self._years.aws.world.truth():
+            if truth.status != "STOPPED" and (key := whose[truth.arn]) in owned:
+                self._history.left.append(Orphan(life=self._mortal.name, key=key, arn=truth.arn))
 
     async def _begin(self, runner: Runner, tasks: Any) -> None:
         how, keys = self._lifetime.how, list(self._years.jobs)
@@ -560,6 +591,8 @@ class _Life:
             self._mortal.random.shuffle(keys)
             for key in keys:
                 tasks.start_soon(self._submit, runner, key)
+        if self._lifetime.crowd:
+            tasks.start_soon(self._map_crowd, runner, self._lifetime.crowd)
         if how == "run":
             for key in keys:
                 tasks.start_soon(self._run, runner, key)
@@ -662,6 +695,30 @@ class _Life:
             for key in self._held:
                 self._cancels(key)
             raise
+
+    def _notice(self, event: Event) -> None:
+        """Know the jobs of a crowd by what is told of them: their keys are nobody's choice."""
+        if event.key in self._years.jobs:
+            return
+        if isinstance(event, (JobQueued, JobAccepted)):
+            self._hold(event.key, owned=True)
+            self._crowd.add(event.key)
+        elif isinstance(event, (JobEnded, JobDetached, JobRefused)):
+            self._let_go(event.key)
+
+    async def _map_crowd(self, runner: Runner, count: int) -> None:
+        one = self._years.plan.crowd
+        assert one is not None
+        try:
+            async with runner.map([one] * count, on_error="collect") as results:
+                async for result in results:
+                    if result.attempts[0].token:
+                        self._told(result.key, result)
+        except FargateRunnerError as exc:
+            if not self._leaving and not isinstance(exc, (BackendError, JournalError)):
+                self._wrong(f"map of {count}: {exc!r}")
+            for key in sorted(self._crowd):
+                self._cancels(key)
 
     def _told(self, key: str, result: JobResult) -> None:
         if self._alive:

@@ -105,6 +105,7 @@ class TestAProcessThatStoodStill:
         self, make_backend: Make, aws: FakeAws, clock: VirtualClock
     ) -> None:
         """Chaos, seed 1048."""
+        aws.latency = (0.1, 0.2)
         async with Runner(make_backend(), utcnow=clock.utcnow) as runner:
             handle = await runner.submit(waits(start_timeout=timedelta(seconds=300)))
             await anyio.sleep(1)
