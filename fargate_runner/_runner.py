@@ -1731,7 +1731,7 @@ class _Watch:
         self.due_at = _NEVER
         """When we are to be awake again at the latest."""
         self.looks_first = False
-        """Nothing is overdue before the platform has told how it stands: we stood still."""
+        """Nothing is overdue before the platform has told how it stands: we stood still, or it was silent."""
         self._phase = 0
 
     def __call__(self) -> None:
@@ -1787,6 +1787,8 @@ class _Watch:
         """The platform did not answer. Next it is asked for what it knows, not for news: that may take hours."""
         self.failures += 1
         self.in_doubt = True
+        if self._phase < Phase.RUNNING:
+            self.looks_first = True  # it may have started long ago
         if self.failures == 1:
             self.silent_until = now + _SILENCE_PATIENCE
 

@@ -218,7 +218,7 @@ class Years:
         self.jobs = {str(job.key): job for job in plan.jobs}
         self.texts: dict[str, str] = {}
         self.all_is_well = False
-        self._alive = 0
+        self.alive = 0
         self.history = History(
             seed=plan.seed,
             jobs=self.jobs,
@@ -282,7 +282,7 @@ class Years:
                 await self._lives(number, lifetime, is_last=number == last)
                 await anyio.sleep(lifetime.gap)
             if any(lifetime.freezes for lifetime in self.plan.lives):
-                while self._alive:
+                while self.alive:
                     await anyio.sleep(60)
                 await self._lives(last + 1, self.plan.lives[last], is_last=True)
             background.cancel_scope.cancel()
@@ -316,11 +316,11 @@ class Years:
     async def _life(
         self, name: str, lifetime: Lifetime, is_last: bool, stands_still: anyio.Event | None = None
     ) -> None:
-        self._alive += 1
+        self.alive += 1
         try:
             await self._live(name, lifetime, is_last, stands_still)
         finally:
-            self._alive -= 1
+            self.alive -= 1
             if stands_still is not None:
                 stands_still.set()
 
@@ -573,7 +573,7 @@ class _Life:
 
     def _has_left(self, on_exit: str) -> None:
         """See whether what was owned is over, unless somebody else looks after it."""
-        if on_exit != "stop" or not self._alive or self._lifetime.twin is not None or "b" in self._mortal.name:
+        if on_exit != "stop" or not self._alive or self._years.alive > 1:
             return
         owned = {key for key, (_, owned) in self._held.items() if owned}
         whose = self._years.owners()

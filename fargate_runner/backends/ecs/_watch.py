@@ -274,19 +274,23 @@ class Watch:
             entry.watcher = None
             entry.waiting -= 1
 
-    def saw(self, task: Mapping[str, Any], source: str) -> None:
-        """Take in what a reply tells of a task. Old news and mere outlines change nothing."""
+    def saw(self, task: Mapping[str, Any], source: str, *, asked_at: float | None = None) -> None:
+        """
+        Take in what a reply tells of a task. Old news and mere outlines change nothing.
+
+        The reply may have lain about, if this process stood still: it tells how things were when it was *asked_at*.
+        """
+        asked_at = anyio.current_time() if asked_at is None else asked_at
         arn = _wire.task_arn(task)
         if not self._is_ours(arn):
             return
-        entry = self._entry(
-            arn, _wire.own_container(task), anyio.current_time() if source == "run-task" else None, None
-        )
+        submitted_at = asked_at if source == "run-task" else None
+        entry = self._entry(arn, _wire.own_container(task), submitted_at, _wire.created_at(task))
         if _wire.is_stopped(task) and "containers" not in task:
             entry.due = float("-inf")  # a replay for an old token: that it is over, and nothing else
         elif entry.snapshot is None or _wire.version(task) > entry.version:
             entry.missing = 0
-            self._take(entry, task, source)
+            self._take(entry, task, source, asked_at)
         self._rouse(entry)
 
     def told(self, task: Mapping[str, Any], *, believed: bool, judge: Callable[[bool], None]) -> None:
@@ -305,7 +309,7 @@ class Watch:
             return
         if believed and self._is_whole(entry, task):
             entry.missing, entry.hint = 0, None
-            self._take(entry, task, "event")
+            self._take(entry, task, "event", anyio.current_time())
             self._count_in_time()
             return
         entry.hint = _Hint(version, _wire.gist(task), judge)
@@ -370,7 +374,7 @@ class Watch:
                 first = self._cadence.reconcile if self.relies_on_events else self._cadence.first
                 known_from, due = submitted_at, submitted_at + first
             elif created_at is not None:
-                age = max(0.0, (self._utcnow() - created_at).total_seconds())
+                age = max(0.0, ((self._api.now() or self._utcnow()) - created_at).total_seconds())
                 known_from, due = now - age, now + self._cadence.gather
             else:
                 known_from, due = now - self._cadence.grace, now + self._cadence.gather
@@ -459,7 +463,7 @@ class Watch:
             self._wake.set()
 
     async def _look(self, batch: Sequence[_Entry]) -> None:
-        arns = [entry.arn for entry in batch]
+        arns, asked_at = [entry.arn for entry in batch], anyio.current_time()
         try:
             reply = await self._api.call("ecs.DescribeTasks", cluster=self._cluster, tasks=arns)
             self._check_standing()
@@ -498,7 +502,7 @@ class Watch:
             entry.looked_at = anyio.current_time()
             told = self._confirm(entry, task) or _ended(entry)
             if self._is_news(entry, _wire.version(task)):
-                self._take(entry, task, "describe")
+                self._take(entry, task, "describe", asked_at)
                 if self._in_time and _ended(entry) and not told:
                     self._untold[entry.arn] = anyio.current_time() + self._cadence.patience
             entry.tell()
@@ -538,12 +542,12 @@ class Watch:
             entry.errors += 1
             entry.tell()
 
-    def _take(self, entry: _Entry, task: Mapping[str, Any], source: str) -> None:
+    def _take(self, entry: _Entry, task: Mapping[str, Any], source: str, asked_at: float) -> None:
         seen_at, before = self._utcnow(), entry.snapshot
         if before is not None and before.ended:
             return
         if before is not None and before.phase < Phase.STOPPING and self._is_the_same(entry, task):
-            entry.alive_at = entry.looked_at = anyio.current_time()
+            entry.alive_at, entry.looked_at = asked_at, anyio.current_time()
             return
         snapshot = _wire.snapshot(task, entry.container, source=source, seen_at=seen_at, before=before)
         version = _wire.version(task)
@@ -551,14 +555,14 @@ class Watch:
             entry.moved_at = anyio.current_time()
         entry.version = version
         entry.statuses = sys.intern(_wire.statuses(task))
-        self._put(entry, self._bounded(entry, snapshot, seen_at))
+        self._put(entry, self._bounded(entry, snapshot, seen_at), asked_at)
 
     def _is_the_same(self, entry: _Entry, task: Mapping[str, Any]) -> bool:
         """Whether ECS tells what it told before: each change of a task has a version of its own."""
         version = _wire.version(task)
         return version > 0 and version == entry.version and _wire.statuses(task) == entry.statuses
 
-    def _put(self, entry: _Entry, snapshot: Snapshot) -> None:
+    def _put(self, entry: _Entry, snapshot: Snapshot, asked_at: float) -> None:
         entry.looked_at = now = anyio.current_time()
         if entry.exited_at is None and (snapshot.ended or snapshot.exit_code is not None):
             # Long ago, if AWS's clock and ours agree on that with room to spare; else it is as if it were just now.
@@ -566,7 +570,7 @@ class Watch:
             age = (self._utcnow() - over_at).total_seconds() if over_at is not None and snapshot.ended else 0.0
             entry.exited_at = max(now - max(0.0, age - _CLOCKS_DIFFER.total_seconds()), entry.alive_at)
         elif entry.exited_at is None:
-            entry.alive_at = now
+            entry.alive_at = asked_at
         entry.snapshot = snapshot if snapshot != entry.snapshot else entry.snapshot
         entry.tell()
 
@@ -617,7 +621,8 @@ class Watch:
         # One that we have never seen is for the caller to judge, who knows whether it was new.
         seen = entry.alive_at
         unwatched = seen != _LONG_AGO and (seen < self._stood_still_at or now - seen >= _KEPT)
-        self._put(entry, _wire.missing(entry.arn, seen_at=self._utcnow(), last=entry.snapshot, unwatched=unwatched))
+        gone = _wire.missing(entry.arn, seen_at=self._utcnow(), last=entry.snapshot, unwatched=unwatched)
+        self._put(entry, gone, now)
 
     def _check_standing(self) -> None:
         """Notice that this machine stood still: its clock of the loop may have stood still as well, the other not."""
