@@ -1420,7 +1420,8 @@ class Runner(AsyncContextManagerMixin):
                 continue
             assert isinstance(newer, Snapshot)
             watch.answered()
-            unseen = live.snapshot is None
+            # A place that does not know it yet says that it is pending, and nothing else.
+            unseen = live.snapshot is None or live.snapshot.created_at is None
             self._see(live, ref, watch, newer)
             if live.page is not None and live.page.ref is None and newer.started_at is not None and not newer.ended:
                 await self._note_ref(live, ref)
@@ -1668,6 +1669,7 @@ class _Watch:
     __slots__ = (
         "_phase",
         "alarm_at",
+        "answered_at",
         "ask_again_at",
         "asked",
         "asks",
@@ -1730,6 +1732,7 @@ class _Watch:
         self.wake_at = self.alarm_at = _NEVER
         self.due_at = _NEVER
         """When we are to be awake again at the latest."""
+        self.answered_at = _LONG_AGO
         self.looks_first = False
         """Nothing is overdue before the platform has told how it stands: we stood still, or it was silent."""
         self._phase = 0
@@ -1797,10 +1800,15 @@ class _Watch:
         self.failures = 0
         self.in_doubt = self.looks_first = False
         self.silent_until = _NEVER
+        self.answered_at = anyio.current_time()
 
     def overdue(self, now: float) -> StopAsked | None:
         """Say what to stop the attempt for, if its phase has lasted too long."""
         if now < self.deadline_of_phase or self.job is None or self.looks_first:
+            return None
+        if self._phase < Phase.RUNNING and self.answered_at < self.deadline_of_phase:
+            # It may have started since we last heard of it: a look may be under way for long.
+            self.looks_first = self.in_doubt = True
             return None
         if self._phase < Phase.RUNNING:
             reason = f"it did not start within {_span(self.job.start_timeout)} (start_timeout)"

@@ -489,7 +489,7 @@ class Watch:
             if task is None:
                 fault = faults.get(entry.arn) or faults.get("")
                 if fault is None:
-                    self._miss(entry)
+                    self._miss(entry, asked_at)
                 else:
                     # Nothing is known of the task: what is not described for another reason is not missing.
                     said = f"ECS did not describe the task {entry.arn}: {fault}"
@@ -499,7 +499,7 @@ class Watch:
                 self._met(task)
             entry.missing = 0
             entry.alone = False
-            entry.looked_at = anyio.current_time()
+            entry.looked_at = asked_at
             told = self._confirm(entry, task) or _ended(entry)
             if self._is_news(entry, _wire.version(task)):
                 self._take(entry, task, "describe", asked_at)
@@ -547,7 +547,7 @@ class Watch:
         if before is not None and before.ended:
             return
         if before is not None and before.phase < Phase.STOPPING and self._is_the_same(entry, task):
-            entry.alive_at, entry.looked_at = asked_at, anyio.current_time()
+            entry.alive_at = entry.looked_at = asked_at
             return
         snapshot = _wire.snapshot(task, entry.container, source=source, seen_at=seen_at, before=before)
         version = _wire.version(task)
@@ -563,7 +563,8 @@ class Watch:
         return version > 0 and version == entry.version and _wire.statuses(task) == entry.statuses
 
     def _put(self, entry: _Entry, snapshot: Snapshot, asked_at: float) -> None:
-        entry.looked_at = now = anyio.current_time()
+        now = anyio.current_time()
+        entry.looked_at = asked_at
         if entry.exited_at is None and (snapshot.ended or snapshot.exit_code is not None):
             # Long ago, if AWS's clock and ours agree on that with room to spare; else it is as if it were just now.
             over_at = snapshot.ended_at
@@ -602,8 +603,8 @@ class Watch:
             proof=Proof(source="describe", seen_at=seen_at, evidence=evidence),
         )
 
-    def _miss(self, entry: _Entry) -> None:
-        now = anyio.current_time()
+    def _miss(self, entry: _Entry, now: float) -> None:
+        """Take note that a task was not described, *now*: when ECS was asked, for the answer may have been late."""
         entry.missing += 1
         if entry.missing == 1:
             entry.missing_since = now
@@ -612,7 +613,7 @@ class Watch:
         if young or doubtful:
             # Three looks are due within the time of doubt.
             pause = min(2.0**entry.missing, 30.0) if young else self._cadence.doubt / 2
-            entry.due = now + max(pause * min(1.0, self._cadence.period / 2), 0.0)
+            entry.due = anyio.current_time() + max(pause * min(1.0, self._cadence.period / 2), 0.0)
             if entry.snapshot is None and young:
                 entry.snapshot = Snapshot(phase=Phase.PENDING)
             entry.looked_at = now
