@@ -165,6 +165,7 @@ def run_trouble(*, jobs: int = 10_000, seed: int = 1, profile: Path | None = Non
     mistakes = wrong(seen.results, truth, jobs)
     for mistake in mistakes[:10]:
         print(f"wrong: {mistake}", file=sys.stderr)
+    unread = sum(not attempt.logs_complete for result in seen.results.values() for attempt in result.attempts)
     kinds = Counter(_kind_of(task).value for task in truth)
     print(f"{len(truth):,} tasks ({dict(kinds)}), calls: {dict(aws.calls.operations.most_common())}", file=sys.stderr)
     events = f"events 10 % lost; {clock.time():,.0f} virtual s" if has_events() else f"{clock.time():,.0f} virtual s"
@@ -172,6 +173,7 @@ def run_trouble(*, jobs: int = 10_000, seed: int = 1, profile: Path | None = Non
     return [
         Row(f"{name}: wrong results", len(mistakes), 1, "jobs", "what really happened", 0.0),
         Row(f"{name}: throttled calls", _throttled(aws), 1, "%", "of all ECS calls", 1.0),
+        Row(f"{name}: attempts whose last lines were not read in time", unread, len(truth), "attempts", "all of them"),
         # CPU time is what it takes where nothing else runs; both run in one thread that never waits.
         Row(f"{name}: CPU time, client and fake", used, 60, "s", f"a minute; {events}", 1.0),
         Row(f"{name}: real time", took, used, "s", "its CPU time: the rest went to others on this machine"),
