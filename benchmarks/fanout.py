@@ -24,7 +24,7 @@ from benchmarks import _clients, _memory
 from benchmarks._account import Judged, Truth, account, dump, fake
 from benchmarks._clients import Said
 from benchmarks._report import Row
-from benchmarks.bad_days import has_events
+from benchmarks.bad_days import has_events, seldom_collected
 from fargate_runner.testing.clock import VirtualClock
 
 __all__ = ["Measured", "measure", "run", "run_memory", "run_most", "run_virtual"]
@@ -206,7 +206,8 @@ def measure_virtual(way: str, jobs: int, *, seed: int = 1, share: float | None =
     used, began = time.process_time(), time.perf_counter()
     session: dict[str, Any] = {"session": aws.session(), "utcnow": clock.utcnow}
     run = partial(_clients.ours, jobs, share=share, **_clients.OURS[way], **session)
-    known = anyio.run(run, backend_options={"loop_factory": clock.loop})
+    with seldom_collected():
+        known = anyio.run(run, backend_options={"loop_factory": clock.loop})
     used, took = time.process_time() - used, time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     said = Said(known=tuple(known), cpu=used, peak_rss=peak, took=took)
