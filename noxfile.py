@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import nox
@@ -19,7 +24,11 @@ ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 THINKING = ",".join(f"fargate_runner/{floor}.py" for floor in ("_errors", "_job", "_lifecycle", "_retry"))
 FLOORS = ("tests/thinking", "tests/scenario")  # what holds the thinking floors
-SPREAD = ("-n", "logical", "--dist", "loadfile")
+# What depends on the AWS client: a job's whole way, and that its answers are read as it would read them itself.
+NEWER = tuple(f"tests/ecs/test_{what}.py" for what in ("newer_session", "parser", "parser_http", "api_session"))
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# One more than there are cores: a few tests wait for real processes, and leave theirs to others.
+SPREAD = ("-n", str(CORES + 1), "--dist", "worksteal")
 DOCKER_REQUIRED = os.environ.get("FARGATE_RUNNER_DOCKER") == "required"
 
 # Whatever interpreter runs nox is one of them, so that there is always something to test with.
@@ -66,18 +75,18 @@ def tests(session: nox.Session) -> None:
     The tests, on every interpreter of this machine.
 
     The first one runs them all, real containers included, and holds the floors that only think to 95 % of
-    their lines and branches. The others leave the engine out: it does not depend on the version of Python.
-    What needs no engine runs on all cores; containers are started one test at a time.
+    their lines and branches. The others leave out the engine and the sweeps, which do not depend on the version of
+    Python. Containers are started one test at a time; as these tests mostly wait, they run beside all others.
     """
     _install(session, "test")
     if session.posargs:
         session.run("pytest", *session.posargs)
     elif _is_first(session):
         _make_docker_ready(session)
-        session.run("coverage", "run", "-m", "pytest", *FLOORS)
-        session.run("coverage", "report", f"--include={THINKING}", "--fail-under=95")
-        session.run("pytest", *SPREAD, "-m", "not docker", *(f"--ignore={part}" for part in FLOORS))
-        session.run("pytest", "-m", "docker")
+        with _beside(session, "pytest", "-m", "docker"):
+            session.run("coverage", "run", "-m", "pytest", *FLOORS)
+            session.run("coverage", "report", f"--include={THINKING}", "--fail-under=95")
+            session.run("pytest", *SPREAD, "-m", "not docker", *(f"--ignore={part}" for part in FLOORS))
     else:
         session.run("pytest", *SPREAD, "-m", "not docker and not sweep")
 
@@ -87,7 +96,7 @@ def newer(session: nox.Session) -> None:
     """The ECS backend with a session of the newest aiobotocore handed in: aioboto3 pins an older one."""
     _install(session, "test")
     session.install("--upgrade", "aiobotocore[boto3]")  # past aioboto3's pin, which only its own session needs
-    session.run("pytest", "tests/ecs/test_newer_session.py", *session.posargs)
+    session.run("pytest", *SPREAD, *(session.posargs or NEWER))
 
 
 @nox.session
@@ -142,6 +151,22 @@ def _install(session: nox.Session, *groups: str, package: bool = True) -> None:
         return
     session.install(*wanted)
     stamp.write_text(state)
+
+
+@contextmanager
+def _beside(session: nox.Session, *command: str) -> Iterator[None]:
+    """Run a command beside what happens in the block; what it says is shown afterwards, in one piece."""
+    with tempfile.TemporaryFile("w+", errors="replace") as said, ThreadPoolExecutor(1) as pool:
+        result = pool.submit(session.run, *command, stdout=said, stderr=subprocess.STDOUT)
+        try:
+            yield
+        finally:
+            failure = result.exception()
+            said.seek(0)
+            shutil.copyfileobj(said, sys.stdout)
+            sys.stdout.flush()
+        if failure is not None:
+            raise failure
 
 
 _first: list[str] = []

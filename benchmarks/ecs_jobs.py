@@ -157,10 +157,15 @@ def measure(*, jobs: int, seed: int = 1, apart: float = 0.0) -> Measured:
 def run(*, jobs: int = 1000, seed: int = 1) -> list[Row]:
     """Measure."""
     measured = measure(jobs=jobs, seed=seed)
-    aws, took = measured.aws, measured.took
 
-    print(f"{jobs:,} jobs in {measured.virtual:,.0f} virtual seconds, {took:.1f} real ones", file=sys.stderr)
-    print(f"calls: {dict(aws.calls.operations.most_common())}", file=sys.stderr)
+    print(f"{jobs:,} jobs in {measured.virtual:,.0f} virtual seconds, {measured.took:.1f} real ones", file=sys.stderr)
+    print(f"calls: {dict(measured.aws.calls.operations.most_common())}", file=sys.stderr)
+    return rows(measured)
+
+
+def rows(measured: Measured) -> list[Row]:
+    """Return what was measured, each figure beside what it may be."""
+    aws, jobs = measured.aws, measured.jobs
     sweep = math.ceil(jobs / 100)
     return [
         Row("jobs with a wrong result", measured.wrong_results(), 1, "jobs", f"{jobs:,} jobs", 0.0),
@@ -172,7 +177,7 @@ def run(*, jobs: int = 1000, seed: int = 1) -> list[Row]:
         _in_a_sweep(aws, "ecs.DescribeTasks", sweep),
         *_log_sweeps(measured.sweeps()),
         *(_under_quota(aws, bucket, window) for bucket in sorted(aws.calls.buckets) for window in (1.0, 10.0)),
-        Row("wall time", took, 60, "s", "a minute", 1.0),
+        Row("wall time", measured.took, 60, "s", "a minute", 1.0),
     ]
 
 

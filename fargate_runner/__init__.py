@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fargate_runner._backend import Backend, Identity, Launch, TaskRef
+    from fargate_runner._batch import Batch
     from fargate_runner._dynamodb import DynamoDBJournal
     from fargate_runner._errors import (
         BackendError,
@@ -45,8 +46,9 @@ if TYPE_CHECKING:
         Proof,
         Snapshot,
     )
+    from fargate_runner._reaper import Reaped
     from fargate_runner._retry import Retry, Rule
-    from fargate_runner._runner import JobHandle, Results, Runner
+    from fargate_runner._runner import JobHandle, Runner
     from fargate_runner.backends.docker import DockerBackend
     from fargate_runner.backends.ecs import (
         Budget,
@@ -68,6 +70,7 @@ __all__ = [
     "Backend",
     "BackendError",
     "BackendUnavailable",
+    "Batch",
     "Budget",
     "Capacity",
     "Cause",
@@ -104,7 +107,7 @@ __all__ = [
     "ProcessBackend",
     "Proof",
     "Provider",
-    "Results",
+    "Reaped",
     "Retry",
     "Roles",
     "Rule",
@@ -134,6 +137,7 @@ _HOMES = {
         "PlacementRefused",
         "RunnerClosed",
     ),
+    "_batch": ("Batch",),
     "_dynamodb": ("DynamoDBJournal",),
     "_job": ("HealthCheck", "Job", "Secret", "SecretRef", "Sidecar", "Size"),
     "_journal": ("Journal", "MemoryJournal", "SqliteJournal"),
@@ -149,8 +153,9 @@ _HOMES = {
         "Proof",
         "Snapshot",
     ),
+    "_reaper": ("Reaped",),
     "_retry": ("Retry", "Rule"),
-    "_runner": ("JobHandle", "Results", "Runner"),
+    "_runner": ("JobHandle", "Runner"),
     "backends.docker": ("DockerBackend",),
     "backends.ecs": (
         "Budget",

@@ -11,20 +11,43 @@ import base64
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 import attrs
 from anyio import AsyncContextManagerMixin, CancelScope, Event, create_task_group
 from anyio.abc import TaskGroup, TaskStatus
 
-from fargate_runner._errors import RunnerClosed
-from fargate_runner._job import Job, Secret, SecretRef
+from fargate_runner._errors import BackendError, RunnerClosed
+from fargate_runner._job import _TOGETHER, Job, Secret, SecretRef
 from fargate_runner._lifecycle import LogLine, Snapshot
 
-__all__ = ["Backend", "Identity", "Launch", "TaskRef", "launch_token"]
+__all__ = ["Backend", "Identity", "Launch", "TaskRef", "Together", "is_token_of", "launch_token"]
+
+_PLACEMENTS: Final = 64
+"""No attempt has more: each costs a pause that doubles, and all of them are part of its ``start_timeout``."""
+
+
+@attrs.frozen(kw_only=True)
+class Together:
+    """One of several identical jobs without a key of their own, which one call launches."""
+
+    group: str
+    """What they share in place of a key."""
+    index: int
+    """Counted from 0."""
+    size: int
+
+    @property
+    def key(self) -> str:
+        """The key of this one, made from what it is."""
+        return self.key_of(self.index)
+
+    def key_of(self, index: int) -> str:
+        """Return the key of another of them."""
+        return f"{self.group}.{index}of{self.size}"
 
 
 @attrs.frozen(kw_only=True)
@@ -39,11 +62,32 @@ class Identity:
     """Counted from 1: a new one each time the platform refused to place the same attempt."""
 
     @property
+    def together(self) -> Together | None:
+        """Which of several identical jobs this is, if one call launches them; None for all others."""
+        found = _TOGETHER.match(self.key)
+        if found is None:
+            return None
+        return Together(group=found["group"], index=int(found["index"]), size=int(found["size"]))
+
+    @property
+    def shared(self) -> Identity | None:
+        """Whose name the launch carries, if it is that of several jobs: only their first one can be."""
+        together = self.together
+        if together is None or self.attempt > 1 or self.placement > 1:
+            return None
+        return Identity(namespace=self.namespace, key=together.group, attempt=1)
+
+    @property
     def variables(self) -> dict[str, str]:
-        """What every job finds in its environment, so that it can fence its results and knows a repetition."""
+        """
+        What every job finds in its environment, so that it can fence its results and knows a repetition.
+
+        Identical jobs without a key of their own that were launched together share a key there, in every attempt.
+        """
+        together = self.together
         return {
             "FARGATE_RUNNER_NAMESPACE": self.namespace,
-            "FARGATE_RUNNER_KEY": self.key,
+            "FARGATE_RUNNER_KEY": self.key if together is None else together.group,
             "FARGATE_RUNNER_ATTEMPT": str(self.attempt),
         }
 
@@ -58,6 +102,18 @@ def launch_token(scope: str, identity: Identity) -> str:
     parts = ("fr1", scope, identity.namespace, identity.key, str(identity.attempt), str(identity.placement))
     digest = hashlib.sha256("\0".join(parts).encode()).digest()
     return base64.b32encode(digest).decode().rstrip("=").lower()
+
+
+def is_token_of(token: str, scope: str, namespace: str, key: str, attempt: int) -> bool:
+    """
+    Whether *token* is what `launch_token` gives a launch of that attempt, by whichever placement.
+
+    A platform that keeps the token keeps a proof that its other marks are of the same launch.
+    """
+    return any(
+        token == launch_token(scope, Identity(namespace=namespace, key=key, attempt=attempt, placement=placement))
+        for placement in range(1, _PLACEMENTS + 1)
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -158,6 +214,19 @@ class Backend(AsyncContextManagerMixin, ABC):
     default_concurrency: int = 100
     """How many jobs `Runner.map` keeps under way where nobody says; bounded by what the place can take."""
 
+    launches_together: int = 1
+    """
+    How many identical jobs one call can launch. Above 1, the backend heeds `Identity.shared`: the launches of a group
+    carry the same token and request, and each `submit` returns the attempt of its own `Together.index`.
+    """
+
+    starts_later: bool = False
+    """
+    Whether what `submit` has taken may be lost with this process, until the attempt is seen to have started.
+
+    A journal counts such a launch as answered only from then on: before, it can be sent again.
+    """
+
     _open: bool = False
 
     @property
@@ -172,6 +241,14 @@ class Backend(AsyncContextManagerMixin, ABC):
         Durations across the death of a runner are measured with it. Asks nobody.
         """
         return datetime.now(UTC)
+
+    async def ask_time(self) -> datetime:
+        """
+        Return the time of the place, for certain: the place is asked, if it has told nothing yet.
+
+        :raises BackendError: it could not be asked
+        """
+        return self.now()
 
     @property
     def is_open(self) -> bool:
@@ -235,6 +312,17 @@ class Backend(AsyncContextManagerMixin, ABC):
         :raises BackendError: the platform could not be asked; nothing is known about the job
         """
 
+    def watch(self, ref: TaskRef, after: Snapshot, tell: Callable[[], None]) -> bool:
+        """
+        Have *tell* called, once, as soon as `observe` would return or raise: thousands wait so without a task each.
+
+        False, and *tell* is not called: there is news already, or this backend waits in `observe` only (the default).
+        """
+        return False
+
+    def unwatch(self, ref: TaskRef, tell: Callable[[], None]) -> None:
+        """Call off what `watch` was asked for. No error if *tell* was called already."""
+
     @abstractmethod
     async def stop(self, ref: TaskRef, *, reason: str) -> None:
         """
@@ -267,6 +355,19 @@ class Backend(AsyncContextManagerMixin, ABC):
 
         :raises BackendError: the platform could not be asked
         """
+
+    async def living(self, namespace: str) -> list[TaskRef]:
+        """
+        Return every attempt of *namespace* that has not ended, whoever launched it, as the platform lists them.
+
+        Only what is provably an attempt of that namespace, by marks that its launch left on it: others may use the
+        same names. Each has its ``created_at`` and as much of its ``description`` as the platform keeps. One that was
+        told to stop may be left out, one that ends meanwhile may still be there.
+
+        :raises BackendError: the platform could not be asked, or this backend cannot list attempts
+        """
+        said = f"the {self.name} backend cannot list the attempts of a namespace: it does not implement living()"
+        raise BackendError(said, operation="living")
 
     async def forget(self, ref: TaskRef) -> None:
         """

@@ -136,7 +136,23 @@ class LaunchRejected(BackendError):
 
 
 class PlacementRefused(LaunchRejected):
-    """The platform has no room for the launch now. Sent again as another placement, it may find some."""
+    """
+    The platform has no room for the launch now. Sent again as another placement, it may find some.
+
+    ``quota`` tells that there is room, but no more for this account: the end of other jobs gives some.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        operation: str | None = None,
+        code: str | None = None,
+        retryable: bool = False,
+        quota: bool = False,
+    ) -> None:
+        super().__init__(message, operation=operation, code=code, retryable=retryable)
+        self.quota = quota
 
 
 def _short(value: object, limit: int = 120) -> str:

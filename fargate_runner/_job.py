@@ -23,6 +23,8 @@ import attrs
 from fargate_runner._errors import InvalidJob
 
 __all__ = [
+    "DEADLINE_CONTAINER",
+    "WATCHDOG_IMAGE",
     "Architecture",
     "Condition",
     "HealthCheck",
@@ -421,6 +423,10 @@ def check_key(key: object) -> str:
     return key
 
 
+_TOGETHER: Final = re.compile(r"(?P<group>~[0-9a-f]{24})\.(?P<index>\d{1,2})of(?P<size>\d{1,2})\Z")
+"""Keys that a runner gives to identical jobs which one call launches."""
+
+
 # ---- containers ----------------------------------------------------------------------------------------------------
 
 
@@ -441,6 +447,12 @@ class HealthCheck:
         _check_duration("health_check.start_period", self.start_period, 0 * seconds, 300 * seconds)
         if not _is_whole(self.retries, 1, 10):
             raise InvalidJob("health_check.retries", self.retries, "expected a whole number in range", "choose 1 to 10")
+
+
+DEADLINE_CONTAINER: Final = "fargate-runner-deadline"
+"""The name of the container that `Sidecar.watchdog` makes."""
+WATCHDOG_IMAGE: Final = "public.ecr.aws/docker/library/busybox:stable"
+_SLEEP: Final = ("sleep",)
 
 
 @attrs.frozen(kw_only=True)
@@ -467,8 +479,46 @@ class Sidecar:
     memory_gib: float | None = None
     """A hard limit of its own, within the job's."""
 
+    @classmethod
+    def watchdog(
+        cls,
+        after: timedelta,
+        *,
+        image: str = WATCHDOG_IMAGE,
+        vcpu: float | None = None,
+        memory_gib: float | None = None,
+    ) -> Self:
+        """
+        Return a container that ends the job *after* some time, whoever is alive then: a deadline that holds by itself.
+
+        It sleeps, and its end makes the platform end the whole attempt, which is then ``TIMED_OUT``. Each attempt has
+        its own, and it counts from its own start, which is before the job's. Give it more than the job's ``timeout``
+        and ``stop_timeout``, so that a runner that lives comes first. *image* needs nothing but a program ``sleep``.
+        Whole seconds; the name is reserved.
+
+        :raises InvalidJob: less than a second, or not the name of an image
+        """
+        _check_duration("sidecar.watchdog", after, timedelta(seconds=1), None)
+        return cls(
+            name=DEADLINE_CONTAINER,
+            image=image,
+            # Both, so that neither of the image's own is mixed in.
+            entry_point=_SLEEP,
+            command=[str(math.ceil(after.total_seconds()))],
+            essential=True,
+            vcpu=vcpu,
+            memory_gib=memory_gib,
+        )
+
+    @property
+    def is_watchdog(self) -> bool:
+        """Whether it is what `watchdog` makes: its end is the deadline of the attempt."""
+        return self.name == DEADLINE_CONTAINER
+
     def __attrs_post_init__(self) -> None:
         _check_container(self, "sidecar.")
+        if self.is_watchdog:
+            _check_watchdog(self)
         _check_image(self.image, "sidecar.image")
         _scaled("sidecar.vcpu", self.vcpu, 1024)
         _scaled("sidecar.memory_gib", self.memory_gib, _GIB)
@@ -478,6 +528,15 @@ class Sidecar:
         if check is not None and not isinstance(check, HealthCheck):
             problem = f"expected a HealthCheck, got {type(check).__name__}"
             raise InvalidJob("sidecar.health_check", check, problem, "write HealthCheck(command=[…])")
+
+
+def _check_watchdog(side: Sidecar) -> None:
+    """Whoever has the reserved name is believed that its end is a deadline: so it does nothing but sleep."""
+    seconds = side.command or ()
+    sleeps = side.entry_point == _SLEEP and len(seconds) == 1 and re.fullmatch(r"[1-9][0-9]*", seconds[0], re.ASCII)
+    if not sleeps or not side.essential or side.depends_on or side.health_check is not None:
+        problem = "the name is reserved for the container whose end is the job's deadline"
+        raise InvalidJob("sidecar.name", side.name, problem, "write Sidecar.watchdog(timedelta(…)), or take another")
 
 
 def _sidecars(value: Iterable[Sidecar]) -> tuple[Sidecar, ...]:
@@ -552,6 +611,7 @@ class Job:
     """Sidecars that the job's own container waits for, each with a condition; None: until all have started."""
     ecs: PlatformOptions | None = None
     size: Size = attrs.field(init=False, repr=False, eq=False)
+    _described: dict[str, Any] | None = attrs.field(init=False, repr=False, eq=False, default=None)
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "size", Size.of(self.vcpu, self.memory_gib))
@@ -570,8 +630,12 @@ class Job:
             raise InvalidJob("sidecars", self.sidecars, problem, "give the job an image")
         _check_container(self, "")
         self._check_limits()
-        if self.key is not None:
-            check_key(self.key)
+        if self.container_name == DEADLINE_CONTAINER:
+            problem = "the name is reserved for the container whose end is the job's deadline"
+            raise InvalidJob("container_name", self.container_name, problem, "take another")
+        if self.key is not None and _TOGETHER.match(check_key(self.key)):
+            fix = "give the job a key of its own, or attach to the one that is there"
+            raise InvalidJob("key", self.key, "this key was made by a runner, for a job without one", fix)
         if self.sidecars or self.depends_on:
             _check_order(self)
 
@@ -612,13 +676,17 @@ class Job:
         """
         Return what makes this job the job it is, as JSON-able data: no key, no retry, no secret values.
 
-        Two jobs with equal descriptions are the same job.
+        Two jobs with equal descriptions are the same job. Not to be changed: it is made once for each job.
         """
-        return {
-            field.name: _plain(getattr(self, field.name))
-            for field in attrs.fields(type(self))
-            if field.name not in {"key", "retry", "vcpu", "memory_gib"}
-        }
+        if self._described is None:
+            described = {
+                field.name: _plain(getattr(self, field.name))
+                for field in attrs.fields(type(self))
+                if field.name not in {"key", "retry", "vcpu", "memory_gib", "_described"}
+            }
+            object.__setattr__(self, "_described", described)
+            return described
+        return self._described
 
     @property
     def fingerprint(self) -> str:

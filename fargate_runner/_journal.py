@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import threading
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -26,8 +28,8 @@ import attrs
 from anyio import AsyncContextManagerMixin
 
 from fargate_runner._backend import Launch, TaskRef
-from fargate_runner._errors import FargateRunnerError, InvalidJob, JournalError, RunnerClosed
-from fargate_runner._job import Job, SecretRef
+from fargate_runner._errors import InvalidJob, JournalError, RunnerClosed
+from fargate_runner._job import _TOGETHER, Job, SecretRef
 from fargate_runner._lifecycle import Attempt, JobResult, Kind, LogLine, Outcome, Proof, StopAsked
 from fargate_runner._retry import Retry, Rule
 
@@ -162,10 +164,9 @@ def _ref_to_plain(ref: TaskRef) -> dict[str, Any]:
 
 
 def _ref_from_plain(parts: Mapping[str, Any]) -> TaskRef:
-    kept = {name: value for name, value in parts.items() if name != "size"}
-    size = parts["size"]
-    description = None if size is None else {"size": size}
-    return TaskRef(**kept | {"created_at": _parsed(parts["created_at"])}, description=description)
+    known: dict[str, Any] = {**parts, "created_at": _parsed(parts["created_at"])}
+    size = known.pop("size")
+    return TaskRef(**known, description=None if size is None else {"size": size})
 
 
 def _attempt_to_plain(attempt: Attempt) -> dict[str, Any]:
@@ -185,6 +186,9 @@ def _attempt_to_plain(attempt: Attempt) -> dict[str, Any]:
         },
         "vcpu": attempt.vcpu,
         "memory_gib": attempt.memory_gib,
+        "ephemeral_storage_gib": attempt.ephemeral_storage_gib,
+        "capacity": attempt.capacity,
+        "platform": attempt.platform,
         "created_at": attempt.created_at.isoformat(),
         "started_at": _moment(attempt.started_at),
         "ended_at": attempt.ended_at.isoformat(),
@@ -203,16 +207,14 @@ def _attempt_from_plain(parts: Mapping[str, Any]) -> Attempt:
         LogLine(text=text, stream=stream, container=container, at=_parsed(at), attempt=attempt)
         for text, stream, container, at, attempt in parts["last_lines"]
     )
-    return Attempt(
-        **dict(parts)
-        | {
-            "outcome": Outcome(**outcome | {"kind": Kind(outcome["kind"]), "proof": proven}),
-            "created_at": datetime.fromisoformat(parts["created_at"]),
-            "started_at": _parsed(parts["started_at"]),
-            "ended_at": datetime.fromisoformat(parts["ended_at"]),
-            "last_lines": lines,
-        }
-    )
+    changed: dict[str, Any] = {
+        "outcome": Outcome(**outcome | {"kind": Kind(outcome["kind"]), "proof": proven}),
+        "created_at": datetime.fromisoformat(parts["created_at"]),
+        "started_at": _parsed(parts["started_at"]),
+        "ended_at": datetime.fromisoformat(parts["ended_at"]),
+        "last_lines": lines,
+    }
+    return Attempt(**{**parts, **changed})
 
 
 def _last_that_fit(lines: Sequence[LogLine]) -> list[LogLine]:
@@ -243,7 +245,7 @@ def retry_to_plain(policy: object) -> dict[str, Any] | None:
             {
                 "then": rule.then,
                 "kinds": None if rule.kinds is None else sorted(kind.value for kind in rule.kinds),
-                "exit_codes": None if rule.exit_codes is None else sorted(rule.exit_codes),
+                "exit_codes": None if rule.exit_codes is None else _listed(rule.exit_codes),
                 "times": rule.times,
             }
             for rule in policy.rules
@@ -251,14 +253,21 @@ def retry_to_plain(policy: object) -> dict[str, Any] | None:
     }
 
 
+def _listed(exit_codes: Collection[int]) -> list[int]:
+    # range(1, 2**31) is a way to say "any"; no process ends with more than a byte.
+    return [code for code in range(256) if code in exit_codes] if isinstance(exit_codes, range) else sorted(exit_codes)
+
+
 def _retry_from_plain(parts: Mapping[str, Any] | None) -> Retry | None:
     if parts is None:
         return None
-    rules = [
-        Rule(**dict(rule) | {"kinds": None if rule["kinds"] is None else {Kind(kind) for kind in rule["kinds"]}})
-        for rule in parts["rules"]
-    ]
-    return Retry(**dict(parts) | {"rules": rules})
+    rules: list[Rule] = []
+    for rule in parts["rules"]:
+        kinds = None if rule["kinds"] is None else {Kind(kind) for kind in rule["kinds"]}
+        written: dict[str, Any] = {**rule, "kinds": kinds}
+        rules.append(Rule(**written))
+    known: dict[str, Any] = {**parts, "rules": rules}
+    return Retry(**known)
 
 
 def job_of(page: Page) -> tuple[Job, bool]:
@@ -273,7 +282,8 @@ def job_of(page: Page) -> tuple[Job, bool]:
         from fargate_runner.backends.ecs._config import EcsOptions
 
         kept["ecs"] = _rebuilt(EcsOptions, kept["ecs"])
-    return _rebuilt(Job, kept | {"key": page.key, "retry": _retry_from_plain(page.retry)}), lacks
+    key = None if _TOGETHER.match(page.key) else page.key
+    return _rebuilt(Job, kept | {"key": key, "retry": _retry_from_plain(page.retry)}), lacks
 
 
 def _without_values(described: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -433,7 +443,7 @@ class MemoryJournal(Journal):
 
     async def bind(self, namespace: str) -> None:
         await anyio.lowlevel.checkpoint()
-        self._namespace = _bound(self.name, self._namespace, namespace, "use a MemoryJournal of its own")
+        self._namespace = bound(self.name, self._namespace, namespace, "use a MemoryJournal of its own")
 
     async def read(self, key: str) -> Page | None:
         await anyio.lowlevel.checkpoint()
@@ -466,7 +476,8 @@ class MemoryJournal(Journal):
         return len(old)
 
 
-def _bound(journal: str, there: str | None, namespace: str, way_out: str) -> str:
+def bound(journal: str, there: str | None, namespace: str, way_out: str) -> str:
+    """Return the namespace of a journal, which is that of whoever came first."""
     if there is not None and there != namespace:
         raise JournalError(
             f"the journal {journal} belongs to the namespace {there!r}, not to {namespace!r}; "
@@ -503,8 +514,10 @@ class _Ask:
 
     step: _Step
     answer: Any = None
-    error: BaseException | None = None
+    error: Exception | None = None
     done: bool = False
+    dropped: bool = False
+    """Nobody waits for it any more: not done, if it can still be helped."""
 
 
 class SqliteJournal(Journal):
@@ -518,29 +531,32 @@ class SqliteJournal(Journal):
     def __init__(self, path: str | Path) -> None:
         if not isinstance(path, (str, Path)) or not str(path):
             raise InvalidJob("path", path, "expected the path of a file", "write SqliteJournal('jobs.sqlite')")
-        self.path = Path(path)
+        if str(path) == ":memory:":
+            raise InvalidJob("path", path, "nothing of it would survive", "use MemoryJournal(), or the path of a file")
+        self.path = Path(path).absolute()
         self.name = str(path)
         self._connection: sqlite3.Connection | None = None
-        self._asked: list[_Ask] = []
+        self._busy = threading.Lock()
+        """Held by the thread that uses the connection: asyncio's own cancellation leaves it behind at its work."""
+        self._asked: deque[_Ask] = deque()
 
     @asynccontextmanager
     async def _running(self) -> AsyncGenerator[None]:
         self._lock = anyio.Lock()  # of this event loop
-        self._asked = []
+        self._asked = deque()
         try:
             yield
         finally:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(connection.close)
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._disconnect)
 
     async def bind(self, namespace: str) -> None:
         def step(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM journal WHERE false")  # a file that can only be read shows itself here
             row = connection.execute("SELECT namespace FROM journal").fetchone()
-            bound = _bound(self.name, row[0] if row else None, namespace, "give this namespace a file of its own")
+            owner = bound(self.name, row[0] if row else None, namespace, "give this namespace a file of its own")
             if row is None:
-                connection.execute("INSERT INTO journal VALUES (?)", (bound,))
+                connection.execute("INSERT INTO journal VALUES (?)", (owner,))
 
         await self._do(step)
 
@@ -612,47 +628,55 @@ class SqliteJournal(Journal):
     async def _do(self, step: _Step) -> Any:
         """Run *step* in a transaction with whatever else was asked for meanwhile. Done once this returns."""
         self._check_open()
-        ask = _Ask(step)
-        self._asked.append(ask)
+        ask, waiting = _Ask(step), self._asked
+        waiting.append(ask)
         try:
             async with self._lock:
-                if not ask.done:
-                    asked, self._asked = self._asked, []
-                    await anyio.to_thread.run_sync(self._transact, asked)
+                # Cancelled, the one before us may have left its thread at work, and ours among what that does.
+                while not ask.done:
+                    await anyio.to_thread.run_sync(self._transact, waiting)
         finally:
-            if not ask.done and ask in self._asked:  # cancelled before anybody looked at it
-                self._asked.remove(ask)
+            ask.dropped = True
         if ask.error is not None:
             raise ask.error
         return ask.answer
 
-    def _transact(self, asked: Sequence[_Ask]) -> None:
-        try:
-            connection = self._connect()
-            connection.execute("BEGIN IMMEDIATE")
+    def _transact(self, waiting: deque[_Ask]) -> None:
+        """Do what is asked for, in one transaction. For a worker thread, which alone takes from those that wait."""
+        with self._busy:
+            asked: list[_Ask] = []
+            while waiting:
+                ask = waiting.popleft()
+                if not ask.dropped:
+                    asked.append(ask)
+            if not asked:
+                return
             try:
+                self._run(self._connect(), asked)
+            except (sqlite3.Error, OSError) as exc:
                 for ask in asked:
-                    try:
-                        ask.answer = ask.step(connection)
-                    except (Overtaken, FargateRunnerError) as exc:
-                        ask.error = exc  # nothing of it was written, and the others are none of its business
-                connection.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-                raise
-        except (sqlite3.Error, OSError) as exc:
-            error = self._translated(exc)
+                    ask.error = self._translated(exc)
+            except Exception as exc:  # noqa: BLE001 (raised by everybody who asked)
+                for ask in asked:
+                    ask.error = exc
             for ask in asked:
-                ask.error = error
-        except JournalError as exc:
+                ask.done = True
+
+    def _run(self, connection: sqlite3.Connection, asked: Sequence[_Ask]) -> None:
+        with _transaction(connection):
             for ask in asked:
-                ask.error = exc
-        for ask in asked:
-            ask.done = True
+                try:
+                    ask.answer = ask.step(connection)
+                except (sqlite3.Error, OSError):
+                    raise
+                except Exception as exc:  # noqa: BLE001 (nothing of it was written; the others are none of its business)
+                    ask.error = exc
 
     def _connect(self) -> sqlite3.Connection:
+        if not self._open:
+            raise RunnerClosed(f"the journal {self.name} was closed while this was under way")
         if self._connection is None:
+            self._check_left_behind()
             # Two threads never use it at once: there is the lock.
             connection = sqlite3.connect(self.path, timeout=30.0, isolation_level=None, check_same_thread=False)
             try:
@@ -663,35 +687,49 @@ class SqliteJournal(Journal):
             self._connection = connection
         return self._connection
 
+    def _disconnect(self) -> None:
+        with self._busy:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.close()
+
+    def _check_left_behind(self) -> None:
+        """Refuse to begin anew where the file is gone and its write-ahead log is not: SQLite would delete that."""
+        log = self.path.with_name(f"{self.path.name}-wal")
+        # SQLite takes a file of one byte for an empty one.
+        if log.exists() and log.stat().st_size > 0 and not (self.path.exists() and self.path.stat().st_size > 1):
+            said = f"the journal {self.name} is missing or empty, and its write-ahead log {log.name} is not"
+            fix = f"restore the file from a copy, or move {log.name} away to start another"
+            raise JournalError(f"{said}; {fix}", journal=self.name)
+
     def _prepare(self, connection: sqlite3.Connection) -> None:
         # FULL: what was written survives a loss of power, too. In WAL mode that is one fsync for each transaction.
         connection.execute("PRAGMA synchronous = FULL")
+        self._is_new(connection)  # another application's database is left as it is
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            (application,) = connection.execute("PRAGMA application_id").fetchone()
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if application == 0 and version == 0 and tables == 0:
+        with _transaction(connection):
+            if self._is_new(connection):
                 for statement in _SCHEMA.split(";\n"):
                     if statement.strip():
                         connection.execute(statement)
                 connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-            elif application != _APPLICATION_ID:
-                said = f"{self.name} is an SQLite database, but not a journal of fargate_runner"
-                raise JournalError(f"{said}; name another file", journal=self.name)
-            elif version > _SCHEMA_VERSION:
-                said = (
-                    f"the journal {self.name} is of version {version}, and this library reads up to {_SCHEMA_VERSION}"
-                )
-                fix = "update fargate_runner, or name another file"
-                raise JournalError(f"{said}; {fix}", journal=self.name)
-            connection.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-            raise
+
+    def _is_new(self, connection: sqlite3.Connection) -> bool:
+        """Whether nobody has written to the file. JournalError: somebody has, and it is no journal that we can read."""
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if application == 0 and version == 0 and tables == 0:
+            return True
+        if application != _APPLICATION_ID:
+            said = f"{self.name} is an SQLite database, but not a journal of fargate_runner"
+            raise JournalError(f"{said}; name another file", journal=self.name)
+        if version > _SCHEMA_VERSION:
+            said = f"the journal {self.name} is of version {version}, and this library reads up to {_SCHEMA_VERSION}"
+            fix = "update fargate_runner, or name another file"
+            raise JournalError(f"{said}; {fix}", journal=self.name)
+        return False
 
     def _translated(self, exc: sqlite3.Error | OSError) -> JournalError:
         code = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
@@ -701,6 +739,18 @@ class SqliteJournal(Journal):
         error = JournalError(f"{said}; {fix}", journal=self.name, retryable=busy)
         error.__cause__ = exc
         return error
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Generator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
 
 
 _FIXES: Final = {

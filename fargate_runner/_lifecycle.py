@@ -57,6 +57,8 @@ class Cause(enum.Enum):
     """Somebody asked the platform to stop it."""
     SIDECAR_ENDED = "sidecar_ended"
     """An essential sidecar ended first and took the job with it."""
+    DEADLINE = "deadline"
+    """Its watchdog (`Sidecar.watchdog`) ended first: the hard deadline passed, whether or not anybody looked on."""
     COULD_NOT_START = "could_not_start"
     """The job's own process never ran."""
     RECLAIMED = "reclaimed"
@@ -134,6 +136,10 @@ class Snapshot:
     started_at: datetime | None = None
     """When the job's own container began to run."""
     ended_at: datetime | None = None
+    capacity: str = ""
+    """What it runs on, in the platform's word, where prices depend on it; empty: nothing is known."""
+    platform: str = ""
+    """The operating system and processor, such as ``linux/arm64``; empty: nothing is known."""
     transient: bool = False
     """The platform's fault and likely to pass: another launch may work."""
     advice: str = ""
@@ -200,6 +206,12 @@ class Attempt:
     outcome: Outcome
     vcpu: float
     memory_gib: float
+    ephemeral_storage_gib: int | None = None
+    """Scratch space that was asked for; None is the platform's default."""
+    capacity: str = ""
+    """What it ran on, in the platform's word: ``FARGATE``, ``FARGATE_SPOT``, …; empty: nothing is known."""
+    platform: str = ""
+    """The operating system and processor, such as ``linux/arm64``; empty: nothing is known."""
     created_at: datetime
     started_at: datetime | None = None
     ended_at: datetime
@@ -303,6 +315,7 @@ _SAID: Final = {
 _KIND_BY_CAUSE: Final = {
     Cause.OUT_OF_MEMORY: Kind.OUT_OF_MEMORY,
     Cause.SIDECAR_ENDED: Kind.FAILED,
+    Cause.DEADLINE: Kind.TIMED_OUT,
     Cause.COULD_NOT_START: Kind.NEVER_STARTED,
     Cause.RECLAIMED: Kind.INTERRUPTED,
     Cause.HOST_FAILED: Kind.INTERRUPTED,

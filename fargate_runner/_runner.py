@@ -8,10 +8,11 @@ go are facts it is told (`_Live.ask_stop`, `_Live.let_go`), never exceptions thr
 
 from __future__ import annotations
 
+import heapq
 import re
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -23,7 +24,8 @@ import attrs
 from anyio import AsyncContextManagerMixin, CancelScope, Event
 from anyio.abc import TaskGroup
 
-from fargate_runner._backend import Backend, Identity, Launch, TaskRef
+from fargate_runner._backend import Backend, Identity, Launch, TaskRef, Together
+from fargate_runner._batch import Batch, Launching, Pump, Room
 from fargate_runner._errors import (
     BackendError,
     FargateRunnerError,
@@ -41,7 +43,6 @@ from fargate_runner._journal import Journal, Overtaken, Page, job_of, retry_to_p
 from fargate_runner._lifecycle import (
     Attempt,
     Cause,
-    JobFailed,
     JobResult,
     Kind,
     LogLine,
@@ -52,13 +53,18 @@ from fargate_runner._lifecycle import (
     StopAsked,
     classify,
 )
+from fargate_runner._reaper import Limits, Reaped, judge, may_be_overdue
 from fargate_runner._retry import Decision, Retry
 from fargate_runner.telemetry import (
     AttemptEnded,
     AttemptLaunched,
+    AttemptSeen,
     JobAccepted,
     JobDetached,
     JobEnded,
+    JobQueued,
+    JobRefused,
+    JobRemembered,
     JournalUnanswered,
     LaunchDelayed,
     LogsIncomplete,
@@ -70,8 +76,10 @@ from fargate_runner.telemetry import (
     StopRequested,
 )
 
-__all__ = ["JobHandle", "Results", "Runner"]
+__all__ = ["JobHandle", "Runner"]
 
+_NEVER: Final = float("inf")
+_LONG_AGO: Final = float("-inf")
 _LAST_LINES: Final = 50
 _LAST_LINE_CHARACTERS: Final = 16_384
 _LAST_LINES_PATIENCE: Final = 30.0
@@ -94,6 +102,8 @@ _REPLAY_WITHIN: Final = timedelta(minutes=55)
 How old a launch without an answer may be to be sent again. ECS forgets a token one hour after its task has ended
 (Amazon ECS Developer Guide, "Ensuring idempotency"); from then on, the same launch would start a second task.
 """
+_REAPED_AT_ONCE: Final = 100
+"""Attempts that the reaper asks about at a time: what one DescribeTasks call takes."""
 _LEAVING_PATIENCE: Final = 30.0
 """Seconds that the platform has to say what a key names, once nobody waits for that any more."""
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
@@ -107,8 +117,10 @@ class _Live:
         "accepted",
         "accepted_at",
         "attempts",
+        "brought",
         "changed",
         "claims",
+        "described",
         "error",
         "finished",
         "forgotten",
@@ -121,6 +133,7 @@ class _Live:
         "on_end",
         "owned",
         "page",
+        "parked",
         "placement",
         "readers",
         "refs",
@@ -129,7 +142,10 @@ class _Live:
         "scope",
         "snapshot",
         "stop",
+        "together",
+        "token",
         "told",
+        "watch",
     )
 
     def __init__(self, job: Job | None, key: str, *, owned: bool, accepted_at: datetime) -> None:
@@ -143,7 +159,18 @@ class _Live:
         self.attempts: list[Attempt] = []
         self.page: Page | None = None
         self.lacks_secrets = False
-        self.told: set[int] = set()
+        self.told = 0
+        """The number of the last attempt whose end was told."""
+        self.watch: _Watch | None = None
+        """The attempt that is attended, while nothing is done but wait for it."""
+        self.parked = False
+        """It waits without a task: its supervisor goes on when the watch is woken."""
+        self.token = ""
+        self.together: Launching | None = None
+        """With whom it is launched, until it is."""
+        self.described: Mapping[str, Any] | None = None
+        """What its page said of it, if it was taken over: nobody had submitted it here."""
+        self.brought: Job | None = None
         self.placement = 1
         self.refs: list[TaskRef] = []
         self.snapshot: Snapshot | None = None
@@ -155,7 +182,8 @@ class _Live:
         self.error: Exception | None = None
         self.scope: CancelScope | None = None
         self.changed: Event | None = None
-        self.on_end: list[Callable[[_Live], None]] = []
+        self.on_end: list[tuple[Pump, int]] = []
+        """The batches that wait for it, and which of their jobs it is."""
         self.readers = 0
         self.retired = False
         self.forgotten = False
@@ -172,6 +200,11 @@ class _Live:
         if self.claims == 0:
             self.ask_stop(StopAsked(kind=Kind.CANCELLED, reason=reason))
 
+    def bring(self, job: Job) -> None:
+        """Take from a caller what no page keeps: the values of secrets, and the waits between attempts."""
+        self.job = self.brought = job
+        self.lacks_secrets = False
+
     def let_go(self) -> None:
         """Ask the supervisor to leave the job alone, running."""
         self.letting_go = True
@@ -180,6 +213,8 @@ class _Live:
     def _interrupt(self) -> None:
         if self.scope is not None:
             self.scope.cancel()
+        elif self.parked and self.watch is not None:
+            self.watch.wake()
 
     def touch(self) -> None:
         """Wake whoever waits for news of this job."""
@@ -197,8 +232,8 @@ class _Live:
         """Nothing more will happen to this job here."""
         self.finished = True
         self.touch()
-        for tell in self.on_end:
-            tell(self)
+        for pump, index in self.on_end:
+            pump.ended(index, self)
 
 
 class JobHandle:
@@ -355,6 +390,8 @@ class Runner(AsyncContextManagerMixin):
         self._named: dict[str, _Live] = {}
         self._kept: deque[_Live] = deque()
         self._read_on: dict[_Live, None] = {}
+        self._room = Room()
+        self._alarms = _Alarms()
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
@@ -369,6 +406,7 @@ class Runner(AsyncContextManagerMixin):
             if not self.backend.is_open:
                 await stack.enter_async_context(self.backend)
             async with anyio.create_task_group() as self._tasks:
+                self._tasks.start_soon(self._alarms.run)
                 try:
                     yield self
                 # Re-raised below, where no task group can wrap it in an ExceptionGroup.
@@ -377,8 +415,11 @@ class Runner(AsyncContextManagerMixin):
                 finally:
                     self._closing = True
                     # Shielded, and bounded by each supervisor's own patience: leaving always settles every job.
-                    with CancelScope(shield=True):
-                        await self._settle()
+                    try:
+                        with CancelScope(shield=True):
+                            await self._settle()
+                    finally:  # asyncio's own cancellation heeds no shield
+                        self._stop_alarms()
                     self._tasks.cancel_scope.cancel()
         if failure is not None:
             raise failure
@@ -480,6 +521,84 @@ class Runner(AsyncContextManagerMixin):
                 handles.append(JobHandle(self, known))
         return handles
 
+    async def reap(
+        self,
+        *,
+        grace: timedelta = timedelta(minutes=5),
+        max_age: timedelta | None = None,
+        dry_run: bool = False,
+    ) -> list[Reaped]:
+        """
+        Stop the attempts of this namespace that nobody looks after any more, and return what they were.
+
+        That is what is provably ours, lives, and should not for longer than *grace*: it has run longer than its job's
+        ``timeout`` and ``stop_timeout``, or has not run for longer than its ``start_timeout``; with a journal, also
+        whatever belongs to a job that has its final record. A job without a timeout has no deadline once it runs, and
+        is left alone, unless *max_age* gives such jobs one. What this runner supervises is its own business.
+
+        All times are those of the place, so that a wrong clock here changes nothing. Repeatable, and safe for several
+        to run at a time. With *dry_run* nothing is stopped.
+
+        :raises BackendError: the platform could not be asked, about all or about some: the others were stopped
+        :raises JournalError: the journal could not be read, likewise
+        """
+        self._check_open()
+        limits = Limits(grace, max_age)
+        refs = await self.backend.living(self.namespace)
+        now, journalled = self.backend.now(), self.journal is not None
+        reaped: list[Reaped] = []
+        failures: list[Exception] = []
+        room = anyio.CapacityLimiter(_REAPED_AT_ONCE)
+
+        async def look(ref: TaskRef) -> None:
+            async with room:
+                try:
+                    if (one := await self._reap(ref, now, limits, dry_run=dry_run)) is not None:
+                        reaped.append(one)
+                except (BackendError, JournalError, OSError) as exc:
+                    failures.append(exc)
+
+        async with anyio.create_task_group() as looks:
+            for ref in refs:
+                if may_be_overdue(ref, now, limits, journalled=journalled):
+                    looks.start_soon(look, ref)
+        if failures:
+            raise failures[0]
+        return sorted(reaped, key=lambda one: (one.key, one.attempt, one.address))
+
+    async def _reap(self, ref: TaskRef, now: datetime, limits: Limits, *, dry_run: bool) -> Reaped | None:
+        # The page first: what lives after its job was written down as over is an orphan, what ends just then is none.
+        page = await self._read_page(ref.key)
+        result = page.result if page is not None and page.place == self.backend.place else None
+        seen: Snapshot = await self._answered("observe", self.backend.observe(ref))
+        overdue = judge(ref, seen, now, limits, over=result.outcome if result is not None else None)
+        if overdue is None or self._supervises(ref.key):
+            return None
+        if not dry_run:
+            if self._tell:
+                name = str((ref.description or {}).get("name", ref.key))
+                kind, reason = overdue.stop.kind, overdue.stop.reason
+                self._tell(StopRequested(key=ref.key, job=name, attempt=ref.attempt, kind=kind, reason=reason))
+            await self._answered("stop", self.backend.stop(ref, reason=overdue.stop.reason))
+        return Reaped(
+            key=ref.key,
+            attempt=ref.attempt,
+            address=ref.address,
+            reason=overdue.stop.reason,
+            overdue=overdue.by,
+            stopped=not dry_run,
+        )
+
+    async def _answered(self, operation: str, question: Awaitable[Any]) -> Any:
+        """Await an answer with patience, once."""
+        with anyio.move_on_after(self.backend.answer_patience):
+            return await question
+        raise _unanswered(operation, self.backend.answer_patience)
+
+    def _supervises(self, key: str) -> bool:
+        known = self._named.get(key)
+        return known is not None and not known.finished
+
     def _addressed(self, key: str) -> tuple[str, TaskRef | None]:
         """Return the key, and the attempt that a handle's text names besides."""
         parts = key.split(":") if isinstance(key, str) else []
@@ -499,6 +618,7 @@ class Runner(AsyncContextManagerMixin):
     def _take_over(self, page: Page, *, owned: bool) -> _Live:
         live = self._register(None, page.key, owned=owned)
         live.name, live.page, live.accepted_at = page.name, page, page.accepted_at
+        live.described = page.description
         live.claims = 1 if owned else 0
         self._task_group.start_soon(self._supervise, live, [])
         return live
@@ -513,30 +633,59 @@ class Runner(AsyncContextManagerMixin):
         jobs: Iterable[Job] | AsyncIterable[Job],
         *,
         concurrency: int | None = None,
+        max_vcpu: float | None = None,
         as_completed: bool = False,
-        on_error: Literal["raise", "collect"] = "raise",
-    ) -> Results:
+        on_error: Literal["raise", "collect"] | None = None,
+        max_failures: int | None = None,
+    ) -> Batch:
         """
-        Run *jobs*, taken lazily, at most *concurrency* at a time, and return an async iterator of their results.
+        Run *jobs*, taken lazily, and return them as a `Batch`: an async iterator of their results.
 
-        Results come in the order of the jobs, or with *as_completed* in the order of their ends. *concurrency* is what
-        the backend's place can take if not given. With ``on_error="raise"`` the first job that does not succeed stops
-        the others and raises `JobFailed`; with ``"collect"`` its result is yielded like any other.
+        Results come in the order of the jobs, or with *as_completed* in the order of their ends. At most *concurrency*
+        jobs are under way at a time (what the backend's place can take if not given), and at most *max_vcpu* vCPUs.
+        A quota of the platform that is used up by our own jobs costs them time and nothing else: each waits until
+        another has ended.
 
-        Leaving the loop early stops what is still under way; ``async with runner.map(…) as results`` waits for it.
+        With ``on_error="raise"``, the default, the first job that does not succeed stops the others and raises
+        `JobFailed`. With ``"collect"`` its result is yielded like any other, that of a job which could not be submitted
+        too. *max_failures* collects as well, but when more jobs than that have not succeeded, no more are started and
+        those under way are stopped; what there is of results is yielded, and `Batch.stopped` says why.
+
+        With a journal and a key for each job, a batch goes on after a crash: submit the same jobs again. What has its
+        record is not run again, what still runs is met.
+
+        Leaving the loop early stops what is still under way; ``async with runner.map(…) as batch`` waits for it.
         """
         self._check_open()
         if concurrency is None:
             concurrency = self.backend.default_concurrency
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise ValueError(f"concurrency={concurrency!r}: use a whole number from 1")
-        if on_error not in ("raise", "collect"):
+        wrong = isinstance(max_vcpu, bool) or not isinstance(max_vcpu, (int, float, type(None)))
+        if wrong or (max_vcpu is not None and not max_vcpu > 0):
+            raise ValueError(f"max_vcpu={max_vcpu!r}: use a number above zero")
+        if max_failures is not None and (
+            isinstance(max_failures, bool) or not isinstance(max_failures, int) or max_failures < 0
+        ):
+            raise ValueError(f"max_failures={max_failures!r}: use a whole number from 0, or leave it out")
+        if on_error not in ("raise", "collect", None):
             raise ValueError(f"on_error={on_error!r}: use 'raise' or 'collect'")
+        if on_error == "raise" and max_failures is not None:
+            raise ValueError("on_error='raise' stops at the first failure: leave it out, or leave out max_failures")
         if isinstance(jobs, Job):
             raise TypeError("map takes several jobs; use run() for one")
-        batch = _Batch(self, jobs, concurrency=concurrency, ordered=not as_completed, raising=on_error == "raise")
-        self._task_group.start_soon(batch.pump)
-        return Results(batch)
+        raising = on_error == "raise" or (on_error is None and max_failures is None)
+        pump = Pump(
+            self,
+            jobs,
+            concurrency=concurrency,
+            max_vcpu=_NEVER if max_vcpu is None else max_vcpu,
+            ordered=not as_completed,
+            raising=raising,
+            max_failures=_NEVER if max_failures is None else max_failures,
+        )
+        self._task_group.start_soon(pump.run)
+        return Batch(pump)
 
     def detach(self) -> None:
         """
@@ -567,15 +716,18 @@ class Runner(AsyncContextManagerMixin):
         self._named[key] = live
         return live
 
-    def _start(self, job: Job, *, keep_logs: bool = False) -> _Live:
+    def _start(self, job: Job, *, keep_logs: bool = False, together: Launching | None = None, index: int = 0) -> _Live:
         """Begin to supervise *job*, or meet the one that its key already names."""
         if not isinstance(job, Job):
             raise TypeError(f"expected a Job, got {job!r}")
         self._check_open()
         if job.key is not None and (known := self._named.get(job.key)) is not None:
-            if known.job is not None:
-                if different := _differences(known.job.describe(), job.describe()):
+            there = known.described or (known.job and known.job.describe())
+            if there is not None:
+                if different := _differences(there, job.describe()):
                     raise KeyConflict(job.key, different)
+                if known.described is not None and known.brought is None:
+                    known.bring(job)
                 known.claims += 1
                 known.owned = True
                 if keep_logs and not known.finished:
@@ -583,9 +735,15 @@ class Runner(AsyncContextManagerMixin):
                 return known
             if not known.finished:
                 raise KeyConflict(job.key, ("how it is held: it was attached by this runner",))
-        live = self._register(job, job.key or secrets.token_hex(12), owned=True)
+        key = job.key or secrets.token_hex(12)
+        if together is not None:
+            key = Together(group=together.group, index=index, size=together.size).key
+        live = self._register(job, key, owned=True)
         live.claims = 1
+        live.together = together
         live.retired = not keep_logs
+        if self._tell:
+            self._tell(JobQueued(key=live.key, job=live.name))
         self._task_group.start_soon(self._supervise, live, [])
         return live
 
@@ -602,11 +760,14 @@ class Runner(AsyncContextManagerMixin):
             await live.news()
 
     async def _supervise(self, live: _Live, found: list[TaskRef]) -> None:
-        """See one job to its end. Never cancelled from outside, never raises for what a platform does."""
+        """
+        See one job to its end. Never cancelled from outside, never raises for what a platform does.
+
+        While nothing is to be done but wait, there is no task: `_wake` begins another one.
+        """
         with CancelScope(shield=True):
             try:
-                while not await self._follow(live, found):
-                    pass
+                await self._follow(live, found)
             except (FargateRunnerError, OSError) as exc:
                 live.error = exc
             except Exception as exc:
@@ -614,59 +775,85 @@ class Runner(AsyncContextManagerMixin):
                 live.error = exc
                 raise
             finally:
-                if live.error is not None and live.accepted:
-                    self._detached(live)
-                # A key that the caller did not choose is of no use to others once the job is over.
-                unnamed = live.job is not None and live.job.key is None
-                if (unnamed or live.error is not None) and self._named.get(live.key) is live:
-                    del self._named[live.key]
-                self._lives.pop(live, None)
-                live.page = None
-                live.finish()
-            await self._retire(live)
+                if not live.parked:
+                    self._finish(live)
+            if not live.parked:
+                await self._retire(live)
 
-    async def _follow(self, live: _Live, found: list[TaskRef]) -> bool:
-        """See a job through from where its page says that it stands. False: another runner has turned the page."""
-        try:
-            await self._see_through(live, found)
-        except Overtaken as exc:
-            if exc.page is None:
-                said = f"the page of {live.key!r} is gone from the journal: somebody forgot it meanwhile"
-                raise JournalError(said, journal=self.journal.name if self.journal else None) from exc
-            live.page, live.snapshot = exc.page, None
-            return False
-        return True
+    def _finish(self, live: _Live) -> None:
+        if live.together is not None:
+            live.together.call_off()
+        if live.error is not None:
+            self._no_longer_ours(live, live.error)
+        # A key that the caller did not choose is of no use to others once the job is over.
+        unnamed = live.job is not None and live.job.key is None
+        if (unnamed or live.error is not None) and self._named.get(live.key) is live:
+            del self._named[live.key]
+        self._lives.pop(live, None)
+        live.page = live.watch = None
+        self._room.left(live)
+        live.finish()
+        self._stop_alarms()
+
+    def _stop_alarms(self) -> None:
+        if self._closing and not self._lives:
+            self._alarms.stop()
+
+    def _wake(self, live: _Live) -> None:
+        """Let the supervisor of a job go on."""
+        assert self._tasks is not None
+        if live.parked and live.watch is not None:
+            live.parked = False
+            self.backend.unwatch(live.watch.ref, live.watch)
+            self._tasks.start_soon(self._supervise, live, [])
+
+    async def _follow(self, live: _Live, found: list[TaskRef]) -> None:
+        """See a job through from where its page says that it stands, each time another runner has turned the page."""
+        while True:
+            try:
+                await self._see_through(live, found)
+                return
+            except Overtaken as exc:
+                if exc.page is None:
+                    said = f"the page of {live.key!r} is gone from the journal: somebody forgot it meanwhile"
+                    raise JournalError(said, journal=self.journal.name if self.journal else None) from exc
+                live.page, live.snapshot, live.watch = exc.page, None, None
 
     async def _see_through(self, live: _Live, found: list[TaskRef]) -> None:
-        page = await self._open_page(live)
-        if page is not None and page.result is not None:
-            live.met_over = not live.accepted
-            self._bring_refs(live, page)
-            self._end_as(live, page.result)
-            return
-        job = live.job
-        coming: deque[TaskRef | Attempt] = deque()
-        if page is not None and page.revision > 0:
-            job = _as_last(job, page)
-            coming.extend(await self._resume(live, job, page))
+        watch, live.watch = live.watch, None
+        if watch is not None:
+            job, coming = watch.job, watch.coming
         else:
-            if job is not None and job.key is not None:
-                found = await self._meet(live, job, job.key)
-            if found:
-                self._accept(live, adopted=True)
-                job = _as_launched(job, found[-1])
-            coming.extend(found)
+            page = await self._open_page(live)
+            if page is not None and page.result is not None:
+                live.met_over = not live.accepted
+                self._bring_refs(live, page)
+                self._end_as(live, page.result)
+                return
+            job, coming = await self._begin(live, page, found)
         while True:
-            resumed = bool(coming)
-            if not coming:
-                if live.attempts:
-                    job = await self._again(live, job)
-                launched = await self._launch(live, job, _next_number(live)) if job is not None else None
-                if launched is None:
-                    break
-                coming.append(launched)
-            part = coming.popleft()
-            attempt = part if isinstance(part, Attempt) else await self._attend(live, job, part, resumed=resumed)
+            if watch is None:
+                resumed = bool(coming)
+                if not coming:
+                    if live.attempts:
+                        job = await self._again(live, job)
+                    launched = await self._launch(live, job, _next_number(live)) if job is not None else None
+                    if launched is None:
+                        break
+                    coming = (launched,)
+                part, coming = coming[0], coming[1:]
+                if isinstance(part, TaskRef):
+                    watch = self._attention(live, job, part, coming, resumed=resumed)
+            else:
+                part = watch.ref
+            if watch is not None:
+                attempt = await self._attend(live, watch)
+                if live.parked:
+                    return
+                watch = None
+            else:
+                attempt = cast("Attempt", part)
+            self._room.left(live)
             if attempt is None:
                 self._detached(live)
                 return
@@ -685,15 +872,32 @@ class Runner(AsyncContextManagerMixin):
         await self._note_end(live, result)
         self._end_as(live, result)
 
+    async def _begin(
+        self, live: _Live, page: Page | None, found: Iterable[TaskRef]
+    ) -> tuple[Job | None, tuple[TaskRef | Attempt, ...]]:
+        """Return the job as it is to be launched next, and its attempts that are there already."""
+        job = live.job
+        if page is not None and page.revision > 0:
+            job = _as_last(job, page)
+            return job, tuple(await self._resume(live, job, page))
+        if job is not None and job.key is not None:
+            found = await self._meet(live, job, job.key)
+        there = tuple(found)
+        if there:
+            self._accept(live, adopted=True)
+            job = _as_launched(job, there[-1])
+        return job, there
+
     def _end_as(self, live: _Live, result: JobResult) -> None:
         live.attempts, live.result = list(result.attempts), result
-        if live.accepted and self._tell:
-            self._tell(JobEnded(key=live.key, job=live.name, result=result))
+        if self._tell:
+            told = JobEnded if live.accepted else JobRemembered
+            self._tell(told(key=live.key, job=live.name, result=result))
 
     def _tell_end(self, live: _Live, attempt: Attempt) -> None:
-        if attempt.number in live.told:
+        if attempt.number <= live.told:
             return
-        live.told.add(attempt.number)
+        live.told = attempt.number
         if self._tell:
             self._tell(AttemptEnded(key=live.key, job=live.name, attempt=attempt.number, outcome=attempt.outcome))
 
@@ -714,6 +918,7 @@ class Runner(AsyncContextManagerMixin):
         """Return what to launch next, once it is time; None if there shall be no other attempt."""
         if job is None or live.stop is not None or live.letting_go:
             return None
+        job = _as_brought(live, job)
         decision = self._decide(live, job)
         if not decision.again:
             return None
@@ -772,7 +977,7 @@ class Runner(AsyncContextManagerMixin):
             raise KeyConflict(live.key, different)
         live.page, live.name, live.accepted_at = page, page.name, page.accepted_at
         live.attempts = list(page.attempts)
-        live.told.update(attempt.number for attempt in page.attempts)
+        live.told = max([live.told, *(attempt.number for attempt in page.attempts)])
         return page
 
     async def _resume(self, live: _Live, job: Job | None, page: Page) -> list[TaskRef | Attempt]:
@@ -799,24 +1004,42 @@ class Runner(AsyncContextManagerMixin):
         """Clear up a launch that was written down, and of which nobody wrote what came of it."""
         identity, begun = launch.identity, page.launched_at or page.accepted_at
         live.placement = identity.placement
-        age = self.backend.now() - begun
-        # A clock that went back makes it look younger than it is; a little of that is in the 55 minutes.
-        if job is not None and not live.lacks_secrets and -timedelta(minutes=2) <= age <= _REPLAY_WITHIN:
-            if job.secrets or any(side.secrets for side in job.sidecars):
-                # Their values were not written down. To prepare it once more starts nothing, and brings them.
-                question = partial(self.backend.prepare, job, identity)
-                fresh = await self._ask(live, identity.attempt, "prepare", question, stubborn=True)
-                launch = attrs.evolve(launch, secrets=fresh.secrets)
-            again = attrs.evolve(launch, send_until=begun + _REPLAY_WITHIN)
-            return await self._launch(live, job, identity.attempt, again=again)
+        if identity.shared is not None and not await self._was_sent(identity):
+            live.placement += 1
+            return None
         where = identity.namespace, identity.key
-        refs: list[TaskRef] = await self._ask(live, identity.attempt, "find", self.backend.find, *where, stubborn=True)
-        for ref in refs:
-            if ref.token == launch.token:
-                await self._note(live, ref=ref, must=False)
-                return ref
+        while True:
+            job = _as_brought(live, job) if job is not None else None
+            age = await self._ask(live, identity.attempt, "ask_time", self.backend.ask_time, stubborn=True) - begun
+            # A clock that went back makes it look younger than it is; a little of that is in the 55 minutes.
+            is_young = -timedelta(minutes=2) <= age <= _REPLAY_WITHIN
+            if job is not None and not live.lacks_secrets and is_young:
+                if job.secrets or any(side.secrets for side in job.sidecars):
+                    # Their values were not written down. To prepare it once more starts nothing, and brings them.
+                    prepare = partial(self.backend.prepare, job, identity)
+                    fresh = await self._ask(live, identity.attempt, "prepare", prepare, stubborn=True)
+                    launch = attrs.evolve(launch, secrets=fresh.secrets)
+                again = attrs.evolve(launch, send_until=begun + _REPLAY_WITHIN)
+                return await self._launch(live, job, identity.attempt, again=again)
+            find = partial(self.backend.find, *where)
+            refs: list[TaskRef] = await self._ask(live, identity.attempt, "find", find, stubborn=True)
+            for ref in refs:
+                if ref.token == launch.token:
+                    if not self.backend.starts_later:
+                        await self._note_ref(live, ref)
+                    return ref
+            if not is_young or job is None:
+                break
+            # Whoever has its secrets may still send it, and may have brought them meanwhile.
+            if live.lacks_secrets:
+                raise _without_secrets()
         said = f"it was about to be launched {_span(age)} ago, the runner died, and nothing tells what came of it"
         return self._record(job, launch.token, None, self._unknown(said), identity.attempt, begun)
+
+    async def _was_sent(self, identity: Identity) -> bool:
+        """Whether a launch of several jobs may have been sent: only once all had a page, the first one's last."""
+        together = cast("Together", identity.together)
+        return await self._read_page(together.key_of(0)) is not None
 
     async def _intent(self, live: _Live, launch: Launch) -> Launch:
         """Write down what is about to be sent; return it as it can be read again, for the same bytes each time."""
@@ -850,6 +1073,14 @@ class Runner(AsyncContextManagerMixin):
                 if not exc.retryable or tries == _TRIES:
                     raise
             await anyio.sleep(_pause(tries))
+
+    async def _note_ref(self, live: _Live, ref: TaskRef) -> None:
+        """Write down what came of a launch. From here on it is not sent again."""
+        try:
+            await self._note(live, ref=ref, must=False)
+        except Overtaken as exc:
+            await self._disown(live, ref, exc.page)
+            raise
 
     async def _note_end(self, live: _Live, result: JobResult) -> None:
         """Write the final record, before anything is forgotten."""
@@ -887,6 +1118,12 @@ class Runner(AsyncContextManagerMixin):
             self._tell(JobAccepted(key=live.key, job=live.name, adopted=adopted))
         live.accepted = True
 
+    def _no_longer_ours(self, live: _Live, error: Exception) -> None:
+        if live.accepted:
+            self._detached(live)
+        elif self._tell:
+            self._tell(JobRefused(key=live.key, job=live.name, error=str(error) or type(error).__name__))
+
     def _detached(self, live: _Live) -> None:
         live.letting_go = True
         if self._tell:
@@ -922,42 +1159,11 @@ class Runner(AsyncContextManagerMixin):
         None if nothing was launched and there was an attempt before: then the outcome of that one stands.
         """
         if live.lacks_secrets:
-            problem = "the job brought a secret by value, and a journal keeps no such values"
-            raise InvalidJob("secrets", "***", problem, "submit the same job again, with its secrets")
+            raise _without_secrets()
         begun = self._utcnow()
-        deadline = anyio.current_time() + job.start_timeout.total_seconds()
-        token = ""
+        live.token = ""
         try:
-            while True:
-                launch, again = again, None
-                if launch is None:
-                    identity = Identity(
-                        namespace=self.namespace, key=live.key, attempt=number, placement=live.placement
-                    )
-                    prepared = await self._ask(live, number, "prepare", self.backend.prepare, job, identity, cut=True)
-                    if prepared is not _INTERRUPTED:
-                        token = prepared.token
-                    if live.stop is not None:
-                        break
-                    # From here on it is sent, whatever happens: who reads the page may be sending it as well.
-                    launch = await self._intent(live, prepared)
-                token = launch.token
-                try:
-                    ref = await self._submit(live, launch, number)
-                except PlacementRefused as exc:
-                    await self._before_next_placement(live, number, exc, deadline)
-                    continue
-                try:
-                    await self._note(live, ref=ref, must=False)
-                except Overtaken as exc:
-                    await self._disown(live, ref, exc.page)
-                    raise
-                self._accept(live)
-                if self._tell:
-                    address = ref.address
-                    self._tell(
-                        AttemptLaunched(key=live.key, job=live.name, attempt=number, address=address, token=ref.token)
-                    )
+            if (ref := await self._place(live, job, number, again)) is not None:
                 return ref
         except LaunchRejected as exc:
             outcome = Outcome(
@@ -978,30 +1184,98 @@ class Runner(AsyncContextManagerMixin):
         else:
             if live.attempts:
                 return None
+            assert live.stop is not None
             outcome = Outcome(
                 kind=Kind.CANCELLED,
                 detail=live.stop.reason,
                 proof=Proof(source="runner", seen_at=self._utcnow(), evidence="stopped before it was launched"),
             )
         self._accept(live)
-        return self._record(job, token, None, outcome, number, begun)
+        return self._record(job, live.token, None, outcome, number, begun)
+
+    async def _place(self, live: _Live, job: Job, number: int, again: Launch | None) -> TaskRef | None:
+        """
+        Launch an attempt, as often as it takes to find room. None: it was told to stop before it was sent.
+
+        :raises LaunchRejected: it was refused, or found no room within its ``start_timeout``
+        """
+        deadline = anyio.current_time() + job.start_timeout.total_seconds()
+        while True:
+            launch, again = again, None
+            if launch is None:
+                deadline += await self._for_a_turn(live)
+                identity = Identity(namespace=self.namespace, key=live.key, attempt=number, placement=live.placement)
+                prepared = await self._ask(live, number, "prepare", self.backend.prepare, job, identity, cut=True)
+                if prepared is not _INTERRUPTED:
+                    live.token = prepared.token
+                if live.stop is not None:
+                    if live.together is not None:
+                        live.together.call_off()
+                    return None
+                # From here on it is sent, whatever happens: who reads the page may be sending it as well.
+                launch = await self._written(live, prepared)
+                if launch is None:
+                    live.placement += 1
+                    continue
+            live.token = launch.token
+            ends = self._room.ends
+            self._room.taken(live)
+            try:
+                ref = await self._submit(live, launch, number)
+            except PlacementRefused as exc:
+                self._room.not_taken(live)
+                waits_for_ours = exc.quota and self._room.refused(ends)
+                deadline += await self._before_next_placement(live, number, exc, deadline, waits_for_ours)
+                continue
+            self._room.granted()
+            await self._launched(live, ref)
+            return ref
+
+    async def _written(self, live: _Live, prepared: Launch) -> Launch | None:
+        """Write a launch down. None if it was to be launched with others, and they are not."""
+        together, live.together = live.together, None
+        if together is None:
+            return await self._intent(live, prepared)
+        index = cast("Together", prepared.identity.together).index
+        return await together.ready(index, partial(self._intent, live, prepared))
+
+    async def _launched(self, live: _Live, ref: TaskRef) -> None:
+        if not self.backend.starts_later:
+            await self._note_ref(live, ref)
+        self._accept(live)
+        if self._tell:
+            where, token = ref.address, ref.token
+            self._tell(AttemptLaunched(key=live.key, job=live.name, attempt=ref.attempt, address=where, token=token))
 
     async def _before_next_placement(
-        self, live: _Live, number: int, refused: PlacementRefused, deadline: float
-    ) -> None:
+        self, live: _Live, number: int, refused: PlacementRefused, deadline: float, waits_for_ours: bool
+    ) -> float:
         """
         Wait until a platform without room may have some. Such a wait is part of the job's ``start_timeout``.
+
+        Unless it *waits_for_ours*: a quota that jobs of our own use up. Then their ends give room, and the seconds that
+        this took are returned, for they do not count.
 
         :raises PlacementRefused: it has lasted long enough, or nobody waits for it any more
         """
         tries, live.placement = live.placement, live.placement + 1
         wait = _pause(tries)
-        if live.letting_go or anyio.current_time() + wait >= deadline:
+        if live.letting_go or (not waits_for_ours and anyio.current_time() + wait >= deadline):
             raise refused
         if self._tell:
             why = str(refused)
             self._tell(LaunchDelayed(key=live.key, job=live.name, attempt=number, placement=tries, wait=wait, why=why))
+        if waits_for_ours:
+            return await self._for_a_turn(live, first=True)
         await self._interruptible(live, anyio.sleep, wait)
+        return 0.0
+
+    async def _for_a_turn(self, live: _Live, *, first: bool = False) -> float:
+        """Wait until our own jobs leave room for another, where a quota is used up; return how long that took."""
+        since, ours = anyio.current_time(), self._room.is_ours
+        if self._room.is_short and live.stop is None and not live.letting_go:
+            await self._interruptible(live, partial(self._room.turn, first=first))
+        return anyio.current_time() - since if ours else 0.0
 
     async def _submit(self, live: _Live, launch: Launch, number: int) -> TaskRef:
         # Not to be cancelled: a launch whose effect is unknown is the classic orphan. Sent again, the same token meets
@@ -1067,20 +1341,25 @@ class Runner(AsyncContextManagerMixin):
             self._unanswered(live, attempt, operation, error)
             await anyio.sleep(_pause(tries))
 
-    async def _attend(self, live: _Live, job: Job | None, ref: TaskRef, *, resumed: bool) -> Attempt | None:
-        """
-        Observe an attempt until it is over, stopping it when that is asked or due. None: it was let go.
-
-        One that is *resumed* began before this runner knew of it: its clocks are running.
-        """
+    def _attention(
+        self, live: _Live, job: Job | None, ref: TaskRef, coming: tuple[TaskRef | Attempt, ...], *, resumed: bool
+    ) -> _Watch:
+        """Begin to attend an attempt. One that is *resumed* began before we knew of it: its clocks are running."""
+        self._room.taken(live)
         live.snapshot = None
         if all(known.token != ref.token for known in live.refs):
             live.refs.append(ref)
         live.touch()
-        watch = _Watch(job, anyio.current_time(), resumed=resumed, created_at=ref.created_at)
+        watch = _Watch(self, live, job, ref, coming, begun=self._utcnow(), resumed=resumed)
         if resumed and live.page is not None:
             watch.asked = live.page.stop
-        begun = self._utcnow()
+        return watch
+
+    async def _attend(self, live: _Live, watch: _Watch) -> Attempt | None:
+        """
+        Observe an attempt until it is over, stopping it when that is asked or due. None: it was let go, or is parked.
+        """
+        job, ref, begun = watch.job, watch.ref, watch.begun
         while True:
             now = anyio.current_time()
             if live.letting_go:
@@ -1097,7 +1376,12 @@ class Runner(AsyncContextManagerMixin):
             if now >= watch.silent_until:
                 detail = f"the platform has not answered for {_SILENCE_PATIENCE:g} s"
                 return await self._give_up(live, job, ref, detail, begun)
+            if now >= watch.look_again_at:
+                watch.in_doubt = True
             after = None if watch.in_doubt else snapshot
+            if after is not None and not watch.has_news and self._park(live, watch, after, now):
+                return None
+            watch.has_news, watch.look_again_at = False, _NEVER
             due = now + (self.backend.answer_patience if after is None else _LOOK_AGAIN)
             try:
                 look = partial(self.backend.observe, ref, after=after)
@@ -1117,19 +1401,50 @@ class Runner(AsyncContextManagerMixin):
             watch.answered()
             unseen = live.snapshot is None
             self._see(live, ref, watch, newer)
-            if resumed and unseen and newer.cause is Cause.VANISHED:
+            if live.page is not None and live.page.ref is None and newer.started_at is not None and not newer.ended:
+                await self._note_ref(live, ref)
+            if watch.resumed and unseen and newer.cause is Cause.VANISHED:
                 # It may have done its work while nobody watched: that is not lost, it is not known.
                 said = f"nobody watched its end, and the platform no longer knows of it: {newer.reason}"
                 return await self._close(live, job, ref, self._unknown(said), begun)
             if newer.ended:
                 return await self._close(live, job, ref, classify(newer, watch.asked), begun)
 
+    def _park(self, live: _Live, watch: _Watch, after: Snapshot, now: float) -> bool:
+        """Wait without a task, where the backend can. Whatever comes first wakes it: news, a stop, the clock."""
+        if not self.backend.watch(watch.ref, after, watch):
+            return False
+        watch.look_again_at = now + _LOOK_AGAIN
+        live.watch, live.parked = watch, True
+        self._alarms.set(watch, min(watch.deadline, watch.look_again_at))
+        return True
+
     def _see(self, live: _Live, ref: TaskRef, watch: _Watch, newer: Snapshot) -> None:
+        if live.snapshot is None and self._tell:
+            self._tell(self._seen(live, ref, watch, newer))
         live.snapshot = newer
         if watch.reached(newer, anyio.current_time(), self.backend.now()):
             if self._tell:
                 self._tell(PhaseReached(key=live.key, job=live.name, attempt=ref.attempt, phase=newer.phase))
             live.touch()
+
+    def _seen(self, live: _Live, ref: TaskRef, watch: _Watch, seen: Snapshot) -> AttemptSeen:
+        job = watch.job
+        vcpu, memory_gib = _size(job, ref)
+        # Launched by us, it is new, whatever the clocks of two places make of it.
+        begun = (seen.created_at or ref.created_at) if watch.resumed else None
+        return AttemptSeen(
+            key=live.key,
+            job=live.name,
+            attempt=ref.attempt,
+            address=ref.address,
+            age=max(0.0, (self.backend.now() - begun).total_seconds()) if begun is not None else 0.0,
+            vcpu=vcpu,
+            memory_gib=memory_gib,
+            ephemeral_storage_gib=_asked(job, ref, "ephemeral_storage_gib"),
+            capacity=seen.capacity,
+            platform=seen.platform or _platform(job, ref),
+        )
 
     async def _ask_stop(self, live: _Live, ref: TaskRef, watch: _Watch, now: float) -> None:
         asked = cast("StopAsked", watch.asked)
@@ -1221,6 +1536,9 @@ class Runner(AsyncContextManagerMixin):
             outcome=outcome,
             vcpu=vcpu,
             memory_gib=memory_gib,
+            ephemeral_storage_gib=_asked(job, ref, "ephemeral_storage_gib"),
+            capacity=seen.capacity,
+            platform=seen.platform or _platform(job, ref),
             created_at=seen.created_at or begun,
             started_at=seen.started_at,
             ended_at=seen.ended_at or self._utcnow(),
@@ -1245,7 +1563,7 @@ class Runner(AsyncContextManagerMixin):
         live: _Live,
         call: Callable[..., Awaitable[Any]],
         *args: Any,
-        deadline: float = float("inf"),
+        deadline: float = _NEVER,
     ) -> Any:
         """Await *call*; `_INTERRUPTED` if a stop or a deadline cut it short. Only for calls that may be cut."""
         with CancelScope(deadline=deadline) as scope:
@@ -1317,49 +1635,88 @@ _INTERRUPTED: Final = object()
 
 
 class _Watch:
-    """The clocks of one attempt: when it is overdue, when to ask for its end again, when to stop hoping."""
+    """
+    The attention for one attempt: when it is overdue, when to ask for its end again, when to stop hoping.
+
+    While nothing but that is left of its supervisor, it is what wakes it: `wake`, or a call by the backend for news.
+    """
 
     __slots__ = (
         "_phase",
+        "alarm_at",
         "ask_again_at",
         "asked",
         "asks",
-        "created_at",
+        "begun",
+        "coming",
         "deadline_of_phase",
         "failures",
+        "has_news",
         "in_doubt",
         "job",
         "launched",
+        "live",
+        "look_again_at",
         "no_stop_from",
+        "ref",
         "resumed",
+        "runner",
         "silent_until",
         "stop_refusals",
-        "stop_timeout",
+        "wake_at",
     )
 
     def __init__(
-        self, job: Job | None, now: float, *, resumed: bool = False, created_at: datetime | None = None
+        self,
+        runner: Runner,
+        live: _Live,
+        job: Job | None,
+        ref: TaskRef,
+        coming: tuple[TaskRef | Attempt, ...],
+        *,
+        begun: datetime,
+        resumed: bool,
     ) -> None:
+        self.runner = runner
+        self.live = live
         self.job = job
-        self.launched = now
+        self.ref = ref
+        self.coming = coming
+        """What is to be attended next."""
+        self.begun = begun
+        self.launched = anyio.current_time()
         """In our time; of one that is *resumed*, when it was met."""
         self.resumed = resumed
         """It began before we knew of it. Until the first look, nobody knows which of its clocks runs."""
-        self.created_at = created_at
-        """When it was launched, if that is known: the first look may show nothing yet."""
-        self.stop_timeout = job.stop_timeout.total_seconds() if job is not None else 120.0
-        self.deadline_of_phase = float("inf")
+        self.deadline_of_phase = _NEVER
         if job is not None and not resumed:
-            self.deadline_of_phase = now + job.start_timeout.total_seconds()
+            self.deadline_of_phase = anyio.current_time() + job.start_timeout.total_seconds()
         self.asked: StopAsked | None = None
         self.asks = 0
-        self.ask_again_at = float("-inf")
+        self.ask_again_at = _LONG_AGO
         self.failures = 0
         self.in_doubt = False
-        self.silent_until = float("inf")
+        self.silent_until = _NEVER
         self.stop_refusals = 0
-        self.no_stop_from = float("inf")
+        self.no_stop_from = _NEVER
+        self.has_news = False
+        self.look_again_at = _NEVER
+        self.wake_at = self.alarm_at = _NEVER
         self._phase = 0
+
+    def __call__(self) -> None:
+        """There is news."""
+        self.has_news = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Let the supervisor go on, if it waits."""
+        self.runner._wake(self.live)
+
+    @property
+    def stop_timeout(self) -> float:
+        """Seconds between SIGTERM and SIGKILL."""
+        return self.job.stop_timeout.total_seconds() if self.job is not None else 120.0
 
     @property
     def deadline(self) -> float:
@@ -1374,13 +1731,13 @@ class _Watch:
         if self.job is not None and (first or runs):
             limit = self.job.timeout if runs else self.job.start_timeout
             begun = self._begun(newer, now, place_now, runs=runs)
-            self.deadline_of_phase = begun + limit.total_seconds() if limit is not None else float("inf")
+            self.deadline_of_phase = begun + limit.total_seconds() if limit is not None else _NEVER
         return newer.phase > before
 
     def _begun(self, newer: Snapshot, now: float, place_now: datetime, *, runs: bool) -> float:
         """Say when the phase of *newer* began, in our time: it may be seen late, and the place's time is another."""
         if self.resumed:
-            at = newer.started_at if runs else newer.created_at or self.created_at
+            at = newer.started_at if runs else newer.created_at or self.ref.created_at
             return now - max(0.0, (place_now - at).total_seconds()) if at is not None else now
         if runs and newer.started_at is not None and newer.created_at is not None:
             return min(now, self.launched + max(0.0, (newer.started_at - newer.created_at).total_seconds()))
@@ -1397,7 +1754,7 @@ class _Watch:
         """The platform spoke: its silence is over."""
         self.failures = 0
         self.in_doubt = False
-        self.silent_until = float("inf")
+        self.silent_until = _NEVER
 
     def overdue(self, now: float) -> StopAsked | None:
         """Say what to stop the attempt for, if its phase has lasted too long."""
@@ -1408,6 +1765,60 @@ class _Watch:
             return StopAsked(kind=Kind.NEVER_STARTED, reason=reason)
         limit = self.job.timeout or timedelta()
         return StopAsked(kind=Kind.TIMED_OUT, reason=f"it ran longer than {_span(limit)} (timeout)")
+
+
+class _Alarms:
+    """Wakes those that wait without a task when their time has come: one timer for all of them."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, _Watch]] = []
+        self._number = 0
+        self._asleep_until = _NEVER
+        self._changed: Event | None = None
+        self._scope = CancelScope(shield=True)
+
+    def set(self, watch: _Watch, moment: float) -> None:
+        """Wake *watch* at a moment, and not before."""
+        watch.wake_at = moment
+        if moment < watch.alarm_at:  # an earlier alarm looks again when it rings
+            self._push(watch, moment)
+
+    def _push(self, watch: _Watch, moment: float) -> None:
+        watch.alarm_at = moment
+        self._number += 1
+        heapq.heappush(self._heap, (moment, self._number, watch))
+        if moment < self._asleep_until and self._changed is not None:
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Ring, until `stop`. Shielded, as supervisors are: a cancelled caller's jobs are seen to their ends, too."""
+        with self._scope:
+            while True:
+                now = anyio.current_time()
+                while self._heap and self._heap[0][0] <= now:
+                    moment, _, watch = heapq.heappop(self._heap)
+                    if watch.alarm_at == moment:
+                        watch.alarm_at = _NEVER
+                    if not watch.live.parked or watch.live.watch is not watch:
+                        continue
+                    if watch.wake_at > now:
+                        if watch.wake_at < watch.alarm_at:
+                            self._push(watch, watch.wake_at)
+                        continue
+                    watch.wake()
+                self._asleep_until = self._heap[0][0] if self._heap else _NEVER
+                self._changed = Event()
+                with CancelScope(deadline=self._asleep_until):
+                    await self._changed.wait()
+
+    def stop(self) -> None:
+        """Ring no more."""
+        self._scope.cancel()
+
+
+def _without_secrets() -> InvalidJob:
+    problem = "the job brought a secret by value, and a journal keeps no such values"
+    return InvalidJob("secrets", "***", problem, "submit the same job again, with its secrets")
 
 
 def _unanswered(operation: str, patience: float) -> BackendError:
@@ -1444,6 +1855,18 @@ def _size(job: Job | None, ref: TaskRef | None) -> tuple[float, float]:
     return (job.size.vcpu, job.size.memory_gib) if job is not None else (0.0, 0.0)
 
 
+def _asked(job: Job | None, ref: TaskRef | None, field: str) -> Any:
+    """What an attempt was launched with: as the platform keeps it, or as the job says."""
+    if ref is not None and ref.description is not None and field in ref.description:
+        return ref.description[field]
+    return getattr(job, field) if job is not None else None
+
+
+def _platform(job: Job | None, ref: TaskRef | None) -> str:
+    architecture = _asked(job, ref, "architecture")
+    return f"linux/{architecture.lower()}" if architecture else ""
+
+
 def _as_launched(job: Job | None, ref: TaskRef) -> Job | None:
     """Return *job* in the size that an attempt of it has: the next one may have to grow from there."""
     if job is None:
@@ -1464,6 +1887,13 @@ def _as_last(job: Job | None, page: Page) -> Job | None:
     if not size or size["memory_mib"] == job.size.memory_mib:
         return job
     return job.with_(vcpu=size["cpu_units"] / 1024, memory_gib=size["memory_mib"] / 1024)
+
+
+def _as_brought(live: _Live, job: Job) -> Job:
+    """Return *job*, in its size, as a caller has brought it since it was recovered."""
+    if live.brought is None:
+        return job
+    return live.brought.with_(vcpu=job.size.vcpu, memory_gib=job.size.memory_gib)
 
 
 def _ref_of(attempt: Attempt, key: str, backend: str) -> TaskRef:
@@ -1489,178 +1919,3 @@ def _differences(one: Any, other: Any, *, grown: bool = False) -> tuple[str, ...
     ignored = {"size"} if grown else set()
     names = (set(one) | set(other)) - ignored
     return tuple(sorted(name for name in names if one.get(name) != other.get(name)))
-
-
-# ---- many jobs -----------------------------------------------------------------------------------------------------
-
-
-class _Batch:
-    """The jobs of one `Runner.map`: a pump that starts them, and the results that nobody has taken yet."""
-
-    def __init__(
-        self,
-        runner: Runner,
-        jobs: Iterable[Job] | AsyncIterable[Job],
-        *,
-        concurrency: int,
-        ordered: bool,
-        raising: bool,
-    ) -> None:
-        self._runner = runner
-        self._jobs = jobs
-        self._concurrency = concurrency
-        # A reader that is slower than the jobs must not make the batch grow without bound; an ordered batch needs room
-        # behind a slow first job.
-        self._most_untaken = max(1000, 10 * concurrency)
-        self._ordered = ordered
-        self._raising = raising
-        self._under_way: dict[int, _Live] = {}
-        self._ended: dict[int, _Live] = {}
-        self._taken = 0
-        self._exhausted = False
-        self._closed = False
-        self._failure: Exception | None = None
-        self._pumping = CancelScope()
-        self._changed = Event()
-
-    async def pump(self) -> None:
-        """Start jobs as long as there are any, and room."""
-        try:
-            with self._pumping:
-                await self._pump()
-        except Exception as exc:  # noqa: BLE001 (the caller's iterable, a job that cannot be: for the caller, at the next result)
-            self._fail(exc)
-        finally:
-            self._exhausted = True
-            self._touch()
-
-    async def _pump(self) -> None:
-        index = 0
-        source = aiter(self._jobs) if isinstance(self._jobs, AsyncIterable) else _steps(self._jobs)
-        try:
-            while await self._has_room():
-                try:
-                    job = await anext(source)
-                except StopAsyncIteration:
-                    return
-                if self._closed:
-                    return
-                self._start(index, job)
-                index += 1
-        finally:
-            if isinstance(source, AsyncGenerator):
-                await source.aclose()
-
-    def _start(self, index: int, job: Job) -> None:
-        live = self._runner._start(job)
-        self._under_way[index] = live
-        if live.finished:
-            self._end(index, live)
-        else:
-            live.on_end.append(lambda live: self._end(index, live))
-
-    def _end(self, index: int, live: _Live) -> None:
-        if self._under_way.pop(index, None) is None:
-            return  # the batch left it to others who gave the same key
-        self._ended[index] = live
-        if live.error is not None:
-            self._fail(live.error)
-        elif live.result is None:
-            self._fail(RunnerClosed("the runner was closed before the batch was done"))
-        elif self._raising and not live.result.succeeded:
-            self._fail(JobFailed(live.result))
-        self._touch()
-
-    async def _has_room(self) -> bool:
-        while not self._closed:
-            if len(self._under_way) < self._concurrency and len(self._ended) < self._most_untaken:
-                return True
-            await self._news()
-        return False
-
-    def _fail(self, exc: Exception) -> None:
-        if self._failure is None and not self._closed:
-            self._failure = exc
-        self.close("another job of the batch did not succeed")
-
-    def close(self, reason: str) -> None:
-        """Start no more jobs, and ask those under way to stop."""
-        if self._closed:
-            return
-        self._closed = True
-        for index, live in tuple(self._under_way.items()):
-            live.leave(reason)
-            if live.stop is None:
-                del self._under_way[index]
-        self._pumping.cancel()
-        self._touch()
-
-    def _touch(self) -> None:
-        """Wake whoever waits for news of the batch."""
-        self._changed.set()
-        self._changed = Event()
-
-    async def _news(self) -> None:
-        await self._changed.wait()
-
-    async def settled(self) -> None:
-        """Wait until none of the batch's jobs is live. Shielded; each is bounded by its own supervisor."""
-        with CancelScope(shield=True):
-            while self._under_way:
-                await self._news()
-
-    async def next(self) -> JobResult:
-        """Take the next result."""
-        while True:
-            if self._failure is not None:
-                await self.settled()
-                raise self._failure
-            if self._closed:
-                raise StopAsyncIteration
-            index = self._taken if self._ordered else next(iter(self._ended), -1)
-            if index in self._ended:
-                live = self._ended.pop(index)
-                self._taken += 1
-                self._touch()
-                assert live.result is not None
-                return live.result
-            if self._exhausted and not self._under_way:
-                raise StopAsyncIteration
-            await self._news()
-
-
-class Results(AsyncIterator[JobResult]):
-    """
-    The results of `Runner.map`, for ``async for``. One reader.
-
-    Dropping it stops the jobs that are still under way; ``async with`` also waits for their end.
-    """
-
-    def __init__(self, batch: _Batch) -> None:
-        self._batch = batch
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> JobResult:
-        return await self._batch.next()
-
-    async def aclose(self) -> None:
-        """Start no more jobs, stop those under way, and wait for their end."""
-        self._batch.close("the caller left the loop")
-        await self._batch.settled()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    def __del__(self) -> None:
-        if self._batch._under_way or not self._batch._exhausted:
-            self._batch.close("the caller left the loop")
-
-
-async def _steps(jobs: Iterable[Job]) -> AsyncGenerator[Job]:
-    for job in jobs:
-        yield job

@@ -19,10 +19,14 @@ from fargate_runner._lifecycle import JobResult, Kind, Outcome, Phase
 __all__ = [
     "AttemptEnded",
     "AttemptLaunched",
+    "AttemptSeen",
     "Event",
     "JobAccepted",
     "JobDetached",
     "JobEnded",
+    "JobQueued",
+    "JobRefused",
+    "JobRemembered",
     "JournalUnanswered",
     "LaunchDelayed",
     "LogsIncomplete",
@@ -54,6 +58,30 @@ class Event:
 
 
 @attrs.frozen(kw_only=True)
+class JobQueued(Event):
+    """
+    A runner was handed the job, and is about to look for it and to launch it.
+
+    Exactly one `JobAccepted`, `JobRemembered` or `JobRefused` follows. A job that the runner has met by its key already
+    is not told again.
+    """
+
+
+@attrs.frozen(kw_only=True)
+class JobRefused(Event):
+    """The job was never accepted: nothing of it runs, and whoever handed it over gets the error."""
+
+    error: str
+
+
+@attrs.frozen(kw_only=True)
+class JobRemembered(Event):
+    """The journal has the job's final record, from an earlier runner: it is not run again."""
+
+    result: JobResult
+
+
+@attrs.frozen(kw_only=True)
 class JobAccepted(Event):
     """A runner took the job. Exactly one `JobEnded` or `JobDetached` follows."""
 
@@ -68,6 +96,23 @@ class AttemptLaunched(Event):
     attempt: int
     address: str
     token: str
+
+
+@attrs.frozen(kw_only=True)
+class AttemptSeen(Event):
+    """An attempt was seen for the first time, launched by this runner or met: where it is, and what it takes."""
+
+    attempt: int
+    address: str
+    age: float
+    """Seconds since the platform made it; 0 for one that this runner has just launched."""
+    vcpu: float
+    memory_gib: float
+    ephemeral_storage_gib: int | None = None
+    capacity: str = ""
+    """What it runs on, in the platform's word; empty: nothing is known."""
+    platform: str = ""
+    """The operating system and processor, such as ``linux/arm64``; empty: nothing is known."""
 
 
 @attrs.frozen(kw_only=True)
@@ -157,8 +202,12 @@ class JobDetached(Event):
 
 
 _TITLES: dict[type[Event], str] = {
+    JobQueued: "job.queued",
+    JobRefused: "job.refused",
+    JobRemembered: "job.remembered",
     JobAccepted: "job.accepted",
     AttemptLaunched: "attempt.launched",
+    AttemptSeen: "attempt.seen",
     PhaseReached: "attempt.phase_reached",
     StopRequested: "attempt.stop_requested",
     PlatformUnanswered: "platform.unanswered",

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 pytest.register_assert_rewrite("fargate_runner.testing.contract")
 
@@ -17,6 +18,10 @@ from fargate_runner.testing.clock import VirtualClock  # noqa: E402 (the contrac
 # Started in the background by a shell, we ignore Ctrl-C, and so would every program that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No test looks at the wall clock, and none fails because the machine is busy.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 READY = Path(__file__).parents[1] / "scripts" / "docker_ready.py"
 

@@ -247,6 +247,13 @@ class MemoryBackend(Backend):
         ]
         return [_ref(run) for run in sorted(found, key=lambda run: run.launch.identity.attempt)]
 
+    async def living(self, namespace: str) -> list[TaskRef]:
+        self._check_open()
+        await anyio.lowlevel.checkpoint()
+        now = anyio.current_time()
+        runs = self.platform._runs.values()
+        return [_ref(run) for run in runs if run.launch.identity.namespace == namespace and now < run.ends]
+
     async def forget(self, ref: TaskRef) -> None:
         self._check_open()
         run = self.platform._runs.get(ref.address)

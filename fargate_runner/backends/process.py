@@ -45,7 +45,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Final, Literal, cast
@@ -55,7 +55,7 @@ import anyio.to_thread
 import attrs
 from anyio.abc import TaskGroup
 
-from fargate_runner._backend import Backend, Identity, Launch, TaskRef, launch_token, sheltered_tasks
+from fargate_runner._backend import Backend, Identity, Launch, TaskRef, is_token_of, launch_token, sheltered_tasks
 from fargate_runner._errors import (
     BackendUnavailable,
     InvalidJob,
@@ -523,6 +523,10 @@ class ProcessBackend(Backend):
         self._guardian: tuple[subprocess.Popen[bytes], int] | None = None
         self._guarded = False
 
+    @property
+    def place(self) -> str:
+        return f"{self.name}/{os.uname().nodename}"
+
     # ---- its own life ----------------------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -676,7 +680,10 @@ class ProcessBackend(Backend):
             raise InvalidJob("command", None, "a process needs a command, the image is not looked into", fix)
         if job.sidecars:
             names = [sidecar.name for sidecar in job.sidecars]
-            raise InvalidJob("sidecars", names, "a process has no containers beside it", "use DockerBackend")
+            fix = "use DockerBackend"
+            if all(sidecar.is_watchdog for sidecar in job.sidecars):
+                fix = "leave it out: if this program is killed, its jobs are killed with it (Linux)"
+            raise InvalidJob("sidecars", names, "a process has no containers beside it", fix)
         for variable, secret in job.secrets.items():
             if isinstance(secret, SecretRef):
                 problem = "an ARN cannot be resolved on this machine"
@@ -966,7 +973,11 @@ class ProcessBackend(Backend):
     def _find_others(self, namespace: str, key: str) -> list[TaskRef]:
         """Read who runs in the directories of other backends of this user."""
         # Of thousands of cards most are of other keys: this is cheaper to see than JSON is to read.
-        begin, refs = json.dumps({"key": key, "namespace": namespace}).removesuffix("}").encode(), list[TaskRef]()
+        begin = json.dumps({"key": key, "namespace": namespace}).removesuffix("}").encode()
+        return [_ref_of(path, card) for path, card in self._cards_of_others(begin)]
+
+    def _cards_of_others(self, begin: bytes = b"") -> Iterator[tuple[str, dict[str, Any]]]:
+        """Read the cards in the directories of other backends of this user, of those that begin so."""
         for owner in os.listdir(self._root):
             directory = os.path.join(self._root, owner)
             if owner == self._owner:
@@ -977,7 +988,22 @@ class ProcessBackend(Backend):
                         path = os.path.join(directory, name.removesuffix(".json"))
                         card, _ = _read_card(path, begin)
                         if card is not None:
-                            refs.append(_ref_of(path, card))
+                            yield path, card
+
+    async def living(self, namespace: str) -> list[TaskRef]:
+        self._check_open()
+        ours = [record.ref for record in self._records.values() if record.namespace == namespace and not record.ended]
+        others = await anyio.to_thread.run_sync(self._living_others, namespace, limiter=self._threads)
+        return [*ours, *others]
+
+    def _living_others(self, namespace: str) -> list[TaskRef]:
+        """Read who still runs in the directories of other backends of this user, and was launched as its card says."""
+        refs: list[TaskRef] = []
+        for path, card in self._cards_of_others():
+            if card["namespace"] != namespace or not _is_alive(card, self._boot):
+                continue
+            if is_token_of(card["token"], self.name, namespace, card["key"], card["attempt"]):
+                refs.append(_ref_of(path, card))
         return refs
 
     async def _record(self, ref: TaskRef) -> _Record | None:

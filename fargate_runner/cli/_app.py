@@ -1,4 +1,4 @@
-"""The commands: `run`, `attach` and `stop`."""
+"""The commands: `run`, `map`, `attach`, `stop` and `reap`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import shlex
 import signal
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, Literal, cast
@@ -23,10 +23,12 @@ from fargate_runner._backend import Backend
 from fargate_runner._errors import FargateRunnerError, InvalidJob
 from fargate_runner._job import Job, Secret
 from fargate_runner._lifecycle import JobResult, Kind, Phase
+from fargate_runner._reaper import Reaped
 from fargate_runner._retry import Retry
 from fargate_runner._runner import JobHandle, Runner
 from fargate_runner.cli._screen import Screen
 from fargate_runner.cli._terminal import clean
+from fargate_runner.progress import Mode, Progress
 from fargate_runner.telemetry import (
     AttemptEnded,
     Event,
@@ -38,7 +40,7 @@ from fargate_runner.telemetry import (
     RetryScheduled,
 )
 
-__all__ = ["BACKENDS", "app", "exit_code", "main"]
+__all__ = ["BACKENDS", "app", "duration", "exit_code", "main", "memory_size", "refusal"]
 
 MISUSED: Final = 2
 OUR_BUG: Final = 70  # sysexits.h: EX_SOFTWARE
@@ -47,7 +49,7 @@ TAKEN_AWAY: Final = 75  # sysexits.h: EX_TEMPFAIL
 NO_PROOF: Final = 76
 TIMED_OUT: Final = 124  # timeout(1)
 NOT_STARTED: Final = 125  # docker run
-_BY_SIGNAL: Final = 128
+BY_SIGNAL: Final = 128
 
 # Where jobs go on, and stops are seen through, even if we vanish: no need for an orderly leave, which would wait for
 # the end of a stop. (Processes of this machine outlive us only if we leave in order, which takes no time there.)
@@ -120,7 +122,7 @@ _PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
-def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> timedelta | None:
+def duration(ctx: click.Context, param: click.Parameter, text: str | None) -> timedelta | None:
     if text is None:
         return None
     whole = f"{text}s" if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) else text
@@ -136,7 +138,7 @@ def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> t
 _GIB: Final = {"": 1.0, "g": 1.0, "m": 1 / 1024}
 
 
-def _memory(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
+def memory_size(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
     if text is None:
         return None
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:([gm])(?:i?b)?)?", text, re.IGNORECASE)
@@ -211,7 +213,7 @@ def _in_options(text: str) -> str:
     return _IN_PYTHON.sub(option, text)
 
 
-def _refusal(exc: InvalidJob) -> str:
+def refusal(exc: InvalidJob) -> str:
     """What is wrong with a job, named by the option that said so."""
     field, _, part = exc.field.partition("[")
     option = _OPTIONS.get(field, field)
@@ -238,13 +240,13 @@ def exit_code(result: JobResult, stopped_by: int = 0) -> int:
         case Kind.FAILED:
             return code or 1
         case Kind.OUT_OF_MEMORY:
-            return code or _BY_SIGNAL + signal.SIGKILL
+            return code or BY_SIGNAL + signal.SIGKILL
         case Kind.TIMED_OUT:
             return TIMED_OUT
         case Kind.NEVER_STARTED:
             return code if code is not None and code in {126, 127} else NOT_STARTED
         case Kind.CANCELLED:
-            return _BY_SIGNAL + (stopped_by or signal.SIGINT)
+            return BY_SIGNAL + (stopped_by or signal.SIGINT)
         case Kind.INTERRUPTED:
             return TAKEN_AWAY
         case Kind.LOST | Kind.UNKNOWN:
@@ -290,45 +292,33 @@ def _advice(result: JobResult) -> str:
     return _in_options(outcome.advice)
 
 
-class _Session:
-    """One job that somebody follows here: its lines, the signals that we get, its end."""
+class Presence:
+    """Somebody here who waits for jobs: the signals that we get, the streams that we write, our exit code."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        namespace: str,
-        screen: Screen,
-        *,
-        verb: Literal["run", "attach", "stop"],
-        again: Callable[[str], str],
-    ) -> None:
+    can_stop = True
+    """Whether the first signal asks the jobs to stop. If not, it leaves them alone."""
+
+    def __init__(self, runner: Runner, screen: Screen) -> None:
         self._screen = screen
-        self._runner = Runner(backend, namespace=namespace, observers=[self._hear])
-        self._verb = verb
-        self._again = again
+        self._runner = runner
         self._tasks: TaskGroup
         self._scope = CancelScope()
-        self._key: str | None = None
-        self._handle: JobHandle | None = None
-        self._lines = CancelScope()
         self._over = False
         self._stopped_by = 0
-        self._last_end = ""
         self._code: int | None = None
-        """Decided already, whatever becomes of the job."""
+        """Decided already, whatever becomes of the jobs."""
 
-    async def follow(self, begin: Callable[[Runner], Awaitable[JobHandle]]) -> int:
-        """See the job that *begin* gives to its end, and return our exit code."""
+    async def see_through(self, attend: Callable[[], Awaitable[int]]) -> int:
+        """Await *attend*, heeding signals, and return our exit code."""
         code = NOT_STARTED
         async with anyio.create_task_group() as self._tasks:
             await self._tasks.start(self._screen.pump, self._output_failed)
             await self._tasks.start(self._heed_signals)
             with self._scope:
                 try:
-                    result = await self._attend(begin)
-                    code = self._tell_end(result)
+                    code = await attend()
                 except InvalidJob as exc:
-                    code = self._fail(_refusal(exc), MISUSED)
+                    code = self._fail(refusal(exc), MISUSED)
                 except (FargateRunnerError, OSError) as exc:
                     code = self._fail(str(exc) or type(exc).__name__, NOT_STARTED)
                 self._over = True
@@ -340,6 +330,87 @@ class _Session:
             self._tasks.cancel_scope.cancel()
         return self._code if self._code is not None else code
 
+    def _stop(self) -> None:
+        """Begin to stop the jobs; `_stopped_by` says for what."""
+        raise NotImplementedError
+
+    def _farewell(self) -> str:
+        """What to say to somebody who leaves at once."""
+        raise NotImplementedError
+
+    def _output_gone(self) -> None:
+        """Nobody takes our output any more."""
+        raise NotImplementedError
+
+    async def _heed_signals(self, *, task_status: TaskStatus[None]) -> None:
+        wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # nohup and shells ignore some for their background jobs, and that is to stay so.
+        heeded = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
+        with anyio.open_signal_receiver(*heeded) as signals:
+            task_status.started()
+            async for number in signals:
+                if self._code is not None and self._scope.cancel_called:
+                    os._exit(self._code)  # asked for the third time: even an orderly leave takes too long
+                elif self.can_stop and not self._stopped_by and not self._over:
+                    self._stopped_by = number
+                    self._stop()
+                else:
+                    self._leave(BY_SIGNAL + number)
+
+    def _leave(self, code: int) -> None:
+        """Detach at once. Lines that wait to be written are dropped: they can be read again."""
+        self._code = code
+        if not self._over:
+            self._screen.drop()
+            self._runner.detach()
+            self._screen.say(self._farewell(), style="yellow", always=True)
+            if self._runner.backend.name in _OUTLIVE_US:
+                hurry = threading.Timer(_MOMENT, os._exit, [code])
+                hurry.daemon = True
+                hurry.start()
+        self._scope.cancel()
+
+    def _output_failed(self, exc: OSError) -> None:
+        if isinstance(exc, BrokenPipeError):
+            self._code = BY_SIGNAL + signal.SIGPIPE
+        else:
+            self._code = self._fail(f"the output cannot be written: {exc.strerror}", OUTPUT_FAILED)
+        self._output_gone()
+
+    def _fail(self, message: str, code: int) -> int:
+        self._screen.say(message, style="red", always=True)
+        return code
+
+
+class _Session(Presence):
+    """One job that somebody follows here: its lines, its end."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        namespace: str,
+        screen: Screen,
+        *,
+        verb: Literal["run", "attach", "stop"],
+        again: Callable[[str], str],
+    ) -> None:
+        super().__init__(Runner(backend, namespace=namespace, observers=[self._hear]), screen)
+        self._verb = verb
+        self.can_stop = verb == "run"
+        self._again = again
+        self._key: str | None = None
+        self._handle: JobHandle | None = None
+        self._lines = CancelScope()
+        self._last_end = ""
+
+    async def follow(self, begin: Callable[[Runner], Awaitable[JobHandle]]) -> int:
+        """See the job that *begin* gives to its end, and return our exit code."""
+
+        async def attend() -> int:
+            return self._tell_end(await self._attend(begin))
+
+        return await self.see_through(attend)
+
     async def _attend(self, begin: Callable[[Runner], Awaitable[JobHandle]]) -> JobResult:
         failure: Exception | None = None
         result: JobResult | None = None
@@ -347,7 +418,7 @@ class _Session:
             self._handle = handle = await begin(runner)
             self._key = handle.key
             if self._verb == "stop" or self._stopped_by:
-                self._tasks.start_soon(self._stop, handle)
+                self._tasks.start_soon(self._stop_job, handle)
             async with anyio.create_task_group() as readers:
                 if self._verb != "stop":
                     readers.start_soon(self._show_lines, handle)
@@ -373,46 +444,16 @@ class _Session:
         except FargateRunnerError as exc:
             screen.say(f"the rest of its output cannot be shown: {exc}", style="red", always=True)
 
-    async def _stop(self, handle: JobHandle) -> None:
+    async def _stop_job(self, handle: JobHandle) -> None:
         reason = signal.Signals(self._stopped_by).name if self._stopped_by else "fargate-runner stop"
         # Whatever goes wrong is told to whoever waits for the result.
         with suppress(FargateRunnerError, OSError):
             await handle.stop(f"stopped by {reason}")
 
-    # ---- signals and streams -----------------------------------------------------------------------------------------
-
-    async def _heed_signals(self, *, task_status: TaskStatus[None]) -> None:
-        wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        # nohup and shells ignore some for their background jobs, and that is to stay so.
-        heeded = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
-        with anyio.open_signal_receiver(*heeded) as signals:
-            task_status.started()
-            async for number in signals:
-                if self._code is not None and self._scope.cancel_called:
-                    os._exit(self._code)  # asked for the third time: even an orderly leave takes too long
-                elif self._verb == "run" and not self._stopped_by and not self._over:
-                    self._ask_stop(number)
-                else:
-                    self._leave(_BY_SIGNAL + number)
-
-    def _ask_stop(self, number: int) -> None:
-        self._stopped_by = number
+    def _stop(self) -> None:
         self._screen.say("stopping the job; press Ctrl-C again to detach from it", style="yellow", always=True)
         if self._handle is not None:
-            self._tasks.start_soon(self._stop, self._handle)
-
-    def _leave(self, code: int) -> None:
-        """Detach at once. Lines that wait to be written are dropped: they can be read again."""
-        self._code = code
-        if not self._over:
-            self._screen.drop()
-            self._runner.detach()
-            self._screen.say(self._farewell(), style="yellow", always=True)
-            if self._runner.backend.name in _OUTLIVE_US:
-                hurry = threading.Timer(_MOMENT, os._exit, [code])
-                hurry.daemon = True
-                hurry.start()
-        self._scope.cancel()
+            self._tasks.start_soon(self._stop_job, self._handle)
 
     def _farewell(self) -> str:
         if self._key is None:
@@ -420,17 +461,13 @@ class _Session:
         state = "it was asked to stop" if self._stopped_by or self._verb == "stop" else "the job goes on"
         return f"detached, {state}; to meet it again: {self._again(self._key)}"
 
-    def _output_failed(self, exc: OSError) -> None:
+    def _output_gone(self) -> None:
         self._lines.cancel()
-        if isinstance(exc, BrokenPipeError):
-            self._code = _BY_SIGNAL + signal.SIGPIPE
-        else:
-            self._code = self._fail(f"the output cannot be written: {exc.strerror}", OUTPUT_FAILED)
         if self._verb == "run" and self._handle is not None:
             if not self._over:
                 self._screen.say("nobody reads the output: stopping the job")
             self._stopped_by = self._stopped_by or signal.SIGPIPE
-            self._tasks.start_soon(self._stop, self._handle)
+            self._tasks.start_soon(self._stop_job, self._handle)
         else:
             self._scope.cancel()
 
@@ -472,10 +509,6 @@ class _Session:
             self._screen.say(f"try: {advice}", style="yellow", always=always)
         return code
 
-    def _fail(self, message: str, code: int) -> int:
-        self._screen.say(message, style="red", always=True)
-        return code
-
 
 def _follow(
     backends: Mapping[str, Callable[[], Backend]],
@@ -496,20 +529,37 @@ def _follow(
         screen = Screen(quiet=quiet, colours=not no_color)
         return await _Session(place, namespace, screen, verb=verb, again=again).follow(begin), screen.is_stuck
 
+    place = opened(backends, backend)
+    return in_loop(follow)
+
+
+def opened(backends: Mapping[str, Callable[[], Backend]], name: str) -> Backend:
+    """Return the backend of that name; refuse one that lacks what it needs."""
     try:
-        place = backends[backend]()
+        return backends[name]()
     except ImportError as exc:
-        hint = f'; install what it needs with: pip install "fargate-runner[{backend}]"' if exc.name else ""
-        raise click.ClickException(f"--backend {backend}: {exc}{hint}") from None
-    try:
+        hint = f'; install what it needs with: pip install "fargate-runner[{name}]"' if exc.name else ""
+        raise click.ClickException(f"--backend {name}: {exc}{hint}") from None
+
+
+def in_loop(follow: Callable[[], Awaitable[tuple[int, bool]]]) -> int:
+    """Run *follow* and return the exit code that it gives; with True, some thread of ours hangs for ever."""
+    with _namespace_checked():
         code, is_stuck = anyio.run(follow)
+    if is_stuck:
+        os._exit(code)  # the thread that writes waits for a reader who may never come
+    return code
+
+
+@contextmanager
+def _namespace_checked() -> Generator[None]:
+    """Have what a runner says of its namespace be said of the option."""
+    try:
+        yield
     except ValueError as exc:
         if not str(exc).startswith("namespace="):
             raise
         raise click.UsageError(f"--{str(exc).replace('=', ' ', 1)}") from None
-    if is_stuck:
-        os._exit(code)  # the thread that writes waits for a reader who may never come
-    return code
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
@@ -521,6 +571,52 @@ def _common(command: Callable[..., int]) -> Callable[..., int]:
         click.option("--no-color", is_flag=True, help="No colours, neither the job's nor ours (as NO_COLOR does)."),
         click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
         click.option("--namespace", default="default", show_default=True, help="Whose keys these are."),
+    ):
+        command = option(command)
+    return command
+
+
+def _job_options(command: Callable[..., int]) -> Callable[..., int]:
+    """The options that say what a job is like."""
+    for option in reversed(
+        (
+            click.option(
+                "-e",
+                "--env",
+                multiple=True,
+                metavar="NAME[=VALUE]",
+                help="A variable; its value from here if left out.",
+            ),
+            click.option(
+                "--secret", multiple=True, metavar="NAME", help="A variable whose value, taken from here, never shows."
+            ),
+            click.option("--vcpu", type=float, help="Virtual CPUs: 0.25, 0.5, 1, 2, 4, 8, 16 or 32."),
+            click.option("-m", "--memory", callback=memory_size, metavar="GiB", help="Memory, in GiB: 0.5, 2, 512m."),
+            click.option("--ephemeral-storage", type=int, metavar="GiB", help="Scratch space: 21 to 200."),
+            click.option("--architecture", type=click.Choice(("X86_64", "ARM64"), case_sensitive=False)),
+            click.option(
+                "--timeout", callback=duration, metavar="TIME", help="How long it may run: 90, 90s, 15m, 1h30m."
+            ),
+            click.option(
+                "--start-timeout",
+                callback=duration,
+                metavar="TIME",
+                default="10m",
+                show_default=True,
+                help="How long a start may take.",
+            ),
+            click.option(
+                "--stop-timeout",
+                callback=duration,
+                metavar="TIME",
+                default="30s",
+                show_default=True,
+                help="From SIGTERM to SIGKILL.",
+            ),
+            click.option("--retry", type=int, default=0, metavar="N", help="Extra attempts if it fails.  [default: 0]"),
+            click.option("-w", "--workdir", help="The directory it runs in."),
+            click.option("--entrypoint", help="What COMMAND is handed to, in place of the image's own."),
+        )
     ):
         command = option(command)
     return command
@@ -541,34 +637,9 @@ def app() -> None:
     context_settings={"allow_interspersed_args": False},
 )
 @_where(help="Where it runs.  [default: docker with an IMAGE, process with -]")
-@click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="A variable; its value from here if left out.")
-@click.option("--secret", multiple=True, metavar="NAME", help="A variable whose value, taken from here, never shows.")
 @click.option("--name", default="job", show_default=True, help="For people: shows in talk and container names.")
 @click.option("--key", help="Names the job for ever: the same key is met, not run again.")
-@click.option("--vcpu", type=float, help="Virtual CPUs: 0.25, 0.5, 1, 2, 4, 8, 16 or 32.")
-@click.option("-m", "--memory", callback=_memory, metavar="GiB", help="Memory, in GiB: 0.5, 2, 512m.")
-@click.option("--ephemeral-storage", type=int, metavar="GiB", help="Scratch space: 21 to 200.")
-@click.option("--architecture", type=click.Choice(("X86_64", "ARM64"), case_sensitive=False))
-@click.option("--timeout", callback=_duration, metavar="TIME", help="How long it may run: 90, 90s, 15m, 1h30m.")
-@click.option(
-    "--start-timeout",
-    callback=_duration,
-    metavar="TIME",
-    default="10m",
-    show_default=True,
-    help="How long a start may take.",
-)
-@click.option(
-    "--stop-timeout",
-    callback=_duration,
-    metavar="TIME",
-    default="30s",
-    show_default=True,
-    help="From SIGTERM to SIGKILL.",
-)
-@click.option("--retry", type=int, default=0, metavar="N", help="Extra attempts if it fails.  [default: 0]")
-@click.option("-w", "--workdir", help="The directory it runs in.")
-@click.option("--entrypoint", help="What COMMAND is handed to, in place of the image's own.")
+@_job_options
 @_common
 @click.argument("image", metavar="IMAGE_OR_-")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
@@ -626,9 +697,119 @@ def run(
             retry=Retry(failures=retry),
         )
     except InvalidJob as exc:
-        raise click.UsageError(_refusal(exc)) from None
+        raise click.UsageError(refusal(exc)) from None
     place = backend or ("process" if image == "-" else "docker")
     return _follow(backends, lambda runner: runner.submit(job), verb="run", backend=place, **common)
+
+
+_FILE: Final = """
+FILE holds one job per line, as JSON lines ({"command": ["python3", "work.py", "7"], "key": "seven"}) or, with a name
+that ends with .csv, as CSV with a header; "-" is stdin. A line may have what "run" has as options: command, image,
+name, key, env, vcpu, memory, ephemeral_storage, architecture, timeout, start_timeout, stop_timeout, retry, workdir,
+entrypoint. It comes before the options here, which hold for all lines. In CSV, a command is written as in a shell, a
+variable is a column env.NAME, and an empty field is left out. A file is checked as a whole before anything is started.
+"""
+
+_RESULTS: Final = """
+The results go to stdout as JSON lines, in the order in which jobs end; the progress goes to stderr.
+
+Ctrl-C (or SIGTERM) starts no more jobs, stops those under way, and waits for their end. A second one detaches at once.
+
+\b
+Exit codes:
+  0     every job provably succeeded
+  1     some did not
+  2     the command line, or a line of FILE, cannot be right
+  74    the output could not be written
+  125   the platform could not be asked, or the journal not be written
+  130   stopped or left by Ctrl-C (143 by SIGTERM, 129 by SIGHUP)
+  141   the reader of the output went away
+"""
+
+
+@app.command("map", epilog=_FILE + _RESULTS, short_help="Run many jobs, one for each line of a file.")
+@_where(help="Where they run.  [default: docker with --image, else process]")
+@click.option("--image", help="What they run in.")
+@click.option("--name", default="job", show_default=True, help="For people; a line of that name gets its number.")
+@_job_options
+@click.option("--concurrency", type=click.IntRange(1), metavar="N", help="How many run at a time.")
+@click.option("--max-failures", type=click.IntRange(1), metavar="N", help="Stop once so many have not succeeded.")
+@click.option(
+    "--journal",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="What is done is written here, and not done again.",
+)
+@click.option(
+    "--progress",
+    type=click.Choice(("auto", "live", "plain", "none")),
+    default="auto",
+    show_default=True,
+    help="How to show how far they are.",
+)
+@click.option("--format", "form", type=click.Choice(("jsonl", "csv")), help="What FILE is.  [default: by its name]")
+@_common
+@click.argument("file", metavar="FILE")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def many(
+    backends: Mapping[str, Callable[[], Backend]],
+    /,
+    *,
+    file: str,
+    form: str | None,
+    backend: str | None,
+    image: str | None,
+    command: tuple[str, ...],
+    env: tuple[str, ...],
+    secret: tuple[str, ...],
+    memory: float | None,
+    ephemeral_storage: int | None,
+    workdir: str | None,
+    entrypoint: str | None,
+    retry: int,
+    concurrency: int | None,
+    max_failures: int | None,
+    journal: str | None,
+    progress: Mode,
+    namespace: str,
+    quiet: bool,
+    no_color: bool,
+    **fields: Any,
+) -> int:
+    """
+    Run the jobs of FILE, some at a time, and write their results as they come.
+
+    COMMAND, after --, is for lines that have none of their own.
+    """
+    from fargate_runner.cli import _map  # it needs what stands above
+
+    common = fields | {
+        "image": image,
+        "command": command or None,
+        "entry_point": None if entrypoint is None else [entrypoint],
+        "env": _env(env),
+        "secrets": _secrets(secret),
+        "working_directory": workdir,
+        "memory_gib": memory,
+        "ephemeral_storage_gib": ephemeral_storage,
+        "retry": retry,
+    }
+    place = backend or ("docker" if image is not None else "process")
+    lines = _map.Lines(
+        file, form, common, needs_keys=journal is not None, takes_images=backend is not None or image is not None
+    )
+    total = lines.checked()
+    where = opened(backends, place)
+
+    async def follow() -> tuple[int, bool]:
+        screen = Screen(quiet=quiet, colours=not no_color)
+        shown = Progress(total, mode="none" if quiet and progress == "auto" else progress, colours=not no_color)
+        batch = _map.Batch(where, namespace, screen, shown, journal=journal)
+        code = await batch.run(lines, concurrency=concurrency, max_failures=max_failures)
+        return code, screen.is_stuck or lines.is_reading
+
+    return in_loop(follow)
 
 
 @app.command(epilog=_OUTPUT + _EXIT_CODES, short_help="Follow a job that runs already.")
@@ -655,6 +836,52 @@ def stop(backends: Mapping[str, Callable[[], Backend]], /, *, key: str, **common
     return _follow(backends, partial(Runner.attach, key=key), verb="stop", **common)
 
 
+@app.command(
+    epilog="Exits with 0 if everybody could be asked, and told to stop; with 125 if not.",
+    short_help="Stop what outlived its deadline.",
+)
+@_where(default="process", show_default=True, help="Where it looks.")
+@click.option(
+    "--grace", callback=duration, metavar="TIME", default="5m", show_default=True, help="How long past a deadline."
+)
+@click.option("--max-age", callback=duration, metavar="TIME", help="The --timeout of jobs that have none.")
+@click.option("--dry-run", is_flag=True, help="Say what would be stopped, and stop nothing.")
+@_common
+@click.pass_obj
+def reap(
+    backends: Mapping[str, Callable[[], Backend]],
+    /,
+    *,
+    backend: str,
+    namespace: str,
+    quiet: bool,
+    no_color: bool,
+    grace: timedelta,
+    max_age: timedelta | None,
+    dry_run: bool,
+) -> int:
+    """
+    Stop the jobs of a namespace that nobody looks after any more: those whose --timeout or --start-timeout is over for
+    longer than --grace. Tells each on a line of its own.
+    """
+    place = opened(backends, backend)
+
+    async def look() -> list[Reaped]:
+        async with Runner(place, namespace=namespace) as runner:
+            return await runner.reap(grace=grace, max_age=max_age, dry_run=dry_run)
+
+    try:
+        with _namespace_checked():
+            found = anyio.run(look)
+    except (FargateRunnerError, OSError) as exc:
+        click.echo(clean(f"fargate-runner: {str(exc) or type(exc).__name__}"), err=True)
+        return NOT_STARTED
+    for one in found if not quiet else ():
+        done = "stopped" if one.stopped else "would stop"
+        click.echo(clean(f"{done} {one.key} (attempt {one.attempt}): {one.reason}"))
+    return 0
+
+
 def main(args: Sequence[str] | None = None, *, backends: Mapping[str, Callable[[], Backend]] = BACKENDS) -> int:
     """Run the command line and return its exit code; *backends* by the name of ``--backend``."""
     try:
@@ -665,7 +892,7 @@ def main(args: Sequence[str] | None = None, *, backends: Mapping[str, Callable[[
         exc.show()
         return MISUSED
     except click.Abort:
-        return _BY_SIGNAL + signal.SIGINT
+        return BY_SIGNAL + signal.SIGINT
     except Exception:  # noqa: BLE001 (a bug: it must be seen, and its exit code must not be taken for the job's)
         traceback.print_exc()
         return OUR_BUG

@@ -23,7 +23,7 @@ from anyio.abc import TaskStatus
 
 from fargate_runner.cli._terminal import clean, fence
 
-__all__ = ["Screen"]
+__all__ = ["Screen", "Stream"]
 
 Channel = Literal["stdout", "stderr", "talk"]
 
@@ -44,8 +44,8 @@ class Screen:
     def __init__(self, *, quiet: bool = False, colours: bool = True) -> None:
         self._quiet = quiet
         colours = colours and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        self._out = _Stream(sys.stdout, colours=colours)
-        self._err = _Stream(sys.stderr, colours=colours)
+        self._out = Stream(sys.stdout, colours=colours)
+        self._err = Stream(sys.stderr, colours=colours)
         self._styled = colours and self._err.is_terminal
         self._pending: list[tuple[Channel, str, str]] = []
         self._size = 0
@@ -77,6 +77,10 @@ class Screen:
             for line in clean(text).split("\n"):
                 self._pending.append(("talk", line, style))
             self._wake.set()
+
+    def go_above(self, above: Callable[[str], bool]) -> None:
+        """Hand what is for a terminal to *above*, as long as a live display is there."""
+        self._out.above = self._err.above = above
 
     def drop(self) -> None:
         """Forget what is pending: somebody is in a hurry."""
@@ -134,7 +138,7 @@ class Screen:
         return captured.get()
 
 
-class _Stream:
+class Stream:
     """One of our own standard streams. Writes bytes past Python's buffers, which a stuck thread would keep locked."""
 
     def __init__(self, file: TextIO | None, *, colours: bool) -> None:
@@ -143,7 +147,9 @@ class _Stream:
         self._colours = colours
         self._fd: int | None = None
         self._buffer: Any = None
-        self._encoding = "utf-8"
+        self.encoding = "utf-8"
+        self.above: Callable[[str], bool] | None = None
+        """Takes text for the terminal in our place, if a live display is there."""
         self._is_ci = any(os.environ.get(name) for name in _READ_BY_CI)
         if file is None:  # closed before we began: nobody wants to see anything
             return
@@ -156,7 +162,7 @@ class _Stream:
         self.is_terminal = file.isatty()
         if self.is_terminal:
             # A terminal that does not speak UTF-8 may read one of its bytes as a control character.
-            self._encoding = file.encoding
+            self.encoding = file.encoding
         # A file is never read as commands, and stays as it is.
         self._is_ci = self._is_ci and not stat.S_ISREG(os.fstat(self._fd).st_mode)
 
@@ -173,12 +179,20 @@ class _Stream:
 
     def write_trusted(self, text: str) -> None:
         """Write text that may be shown as it is; nothing once the stream has failed."""
-        if self.failure is not None:
+        if self.failure is not None or (self.is_terminal and self.above is not None and self.above(text)):
             return
         try:
-            self._write(_encoded(text, self._encoding))
+            self._write(_encoded(text, self.encoding))
         except OSError as exc:
             self.failure = exc
+
+    def size(self) -> tuple[int, int]:
+        """Return the columns and lines of the terminal, now."""
+        try:
+            columns, lines = os.get_terminal_size(self._fd if self._fd is not None else -1)
+        except OSError:
+            columns, lines = 0, 0
+        return columns or 80, lines or 24  # one that was told nothing says 0
 
     def _write(self, content: bytes) -> None:
         if self._fd is None:

@@ -534,7 +534,7 @@ class BackendContract(ABC):
 
             assert (line.container, line.attempt) == ("worker", 3)
 
-    # ---- find and forget -------------------------------------------------------------------------------------------
+    # ---- find ------------------------------------------------------------------------------------------------------
 
     async def test_a_live_job_is_found_by_another_backend(
         self, backend: Backend, make_backend: Callable[[], Backend], jobs: Vocabulary, key: str
@@ -577,6 +577,72 @@ class BackendContract(ABC):
     async def test_attempts_are_found_in_order(self, backend: Backend, jobs: Vocabulary, key: str) -> None:
         async with _launched(backend, jobs.exits(1), key, attempt=2), _launched(backend, jobs.exits(1), key, attempt=1):
             assert [ref.attempt for ref in await backend.find("contract", key)] == [1, 2]
+
+    # ---- the living ------------------------------------------------------------------------------------------------
+
+    async def test_a_live_attempt_is_among_the_living(
+        self, backend: Backend, make_backend: Callable[[], Backend], jobs: Vocabulary, key: str
+    ) -> None:
+        async with _launched(backend, jobs.waits(), key, attempt=2) as ref:
+            await _ready(backend, ref)
+            async with make_backend() as other:
+                (found,) = await _living(other, key)
+
+                assert (found.key, found.attempt, found.token) == (key, 2, ref.token)
+                assert not (await other.observe(found)).ended
+
+    async def test_an_attempt_that_was_just_launched_is_among_the_living(
+        self, backend: Backend, jobs: Vocabulary, key: str
+    ) -> None:
+        async with _launched(backend, jobs.waits(), key) as ref:
+            assert [found.address for found in await _living(backend, key)] == [ref.address]
+
+    async def test_an_ended_attempt_is_not_among_the_living(
+        self, backend: Backend, make_backend: Callable[[], Backend], jobs: Vocabulary, key: str
+    ) -> None:
+        async with _launched(backend, jobs.exits(3), key) as ref:
+            await _end(backend, ref)
+
+            assert await _living(backend, key) == []
+            async with make_backend() as other:
+                assert await _living(other, key) == []
+
+    async def test_the_living_of_another_namespace_are_its_own(
+        self, backend: Backend, jobs: Vocabulary, key: str
+    ) -> None:
+        async with _launched(backend, jobs.waits(), key):
+            assert await _living(backend, key, "another") == await _living(backend, key, "contrac") == []
+
+    async def test_the_living_say_how_long_they_may_live(
+        self, backend: Backend, make_backend: Callable[[], Backend], jobs: Vocabulary, key: str
+    ) -> None:
+        job = jobs.waits().with_(timeout=timedelta(hours=3), start_timeout=timedelta(minutes=7))
+        described = job.describe()
+
+        async with _launched(backend, job, key) as ref:
+            await _ready(backend, ref)
+            async with make_backend() as other:
+                (found,) = await _living(other, key)
+
+                assert found.created_at is not None
+                assert found.created_at.tzinfo is not None
+                assert found.description is not None
+                for limit in ("timeout", "start_timeout", "stop_timeout"):
+                    assert found.description[limit] == described[limit]
+
+    async def test_one_of_the_living_can_be_stopped(
+        self, backend: Backend, make_backend: Callable[[], Backend], jobs: Vocabulary, key: str
+    ) -> None:
+        async with _launched(backend, jobs.waits(), key) as ref:
+            await _ready(backend, ref)
+            async with make_backend() as other:
+                (found,) = await _living(other, key)
+                await other.stop(found, reason="nobody looks after it")
+                assert (await _end(other, found)).ended
+
+            assert (await _end(backend, ref)).ended
+
+    # ---- forget ----------------------------------------------------------------------------------------------------
 
     async def test_a_forgotten_attempt_is_gone(self, backend: Backend, jobs: Vocabulary, key: str) -> None:
         async with _launched(backend, jobs.prints("hello"), key) as ref:
@@ -841,6 +907,13 @@ async def _attached(runner: Runner, key: str) -> Any:
             return await runner.attach(key)
         except JobNotFound:
             await anyio.lowlevel.checkpoint()
+
+
+async def _living(backend: Backend, key: str, namespace: str = "contract") -> list[TaskRef]:
+    """Return the attempts of *key* among the living of a namespace; other tests may run on the same platform."""
+    if type(backend).living is Backend.living:
+        pytest.skip("this backend does not implement living(): Runner.reap is not for it")
+    return [ref for ref in await backend.living(namespace) if ref.key == key]
 
 
 async def _live(backend: Backend, key: str) -> list[TaskRef]:

@@ -316,6 +316,20 @@ async def test_an_event_arrives_whole(events: EventsService, sqs: SqsService) ->
     assert list(events.emitted) == [sent]
 
 
+async def test_the_sender_of_what_a_rule_sends_is_nobody_of_the_account(events: EventsService, sqs: SqsService) -> None:
+    await connect(events, sqs)
+    events.emit(task())
+    await ask(sqs, "SendMessage", QueueUrl=URL, MessageBody="forged")
+
+    reply = await ask(
+        sqs, "ReceiveMessage", QueueUrl=URL, MaxNumberOfMessages=10, MessageSystemAttributeNames=["SenderId"]
+    )
+    of_the_rule, of_somebody = (message["Attributes"]["SenderId"] for message in reply["Messages"])
+
+    assert of_somebody == sqs.account
+    assert of_the_rule != of_somebody
+
+
 async def test_only_the_last_ten_thousand_are_remembered(events: EventsService) -> None:
     for number in range(10_001):
         events.emit({"source": "me", "detail-type": "a number", "detail": {"number": number}})

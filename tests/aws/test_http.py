@@ -8,6 +8,7 @@ import json
 import socket
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ from botocore.exceptions import (
 
 from fargate_runner.testing.aws import ContainerScript, FakeAws, Fault, Ingestion, Pace, Quotas
 from fargate_runner.testing.aws._moto import is_installed
+from fargate_runner.testing.aws._service import RealClock
 
 JOB: dict[str, Any] = {
     "family": "job",
@@ -650,3 +652,20 @@ async def test_many_clients_at_once(client: Client) -> None:
                 tasks.start_soon(run)
 
     assert found == ["EssentialContainerExited"] * 20
+
+
+async def test_an_answer_tells_the_time_of_the_fake_and_not_of_this_machine() -> None:
+    aws = FakeAws(clock=Elsewhen(), clusters=("jobs",))
+    session: Any = aioboto3.Session(aws_access_key_id="test", aws_secret_access_key="test", region_name=aws.region)
+
+    async with aws.serve(moto=False) as url, session.client("ecs", endpoint_url=url) as ecs:
+        reply = await ecs.list_clusters()
+
+    assert reply["ResponseMetadata"]["HTTPHeaders"]["date"] == "Fri, 13 Feb 2009 23:31:30 GMT"
+
+
+class Elsewhen(RealClock):
+    """A clock that stands."""
+
+    def utcnow(self) -> datetime:
+        return datetime(2009, 2, 13, 23, 31, 30, tzinfo=UTC)

@@ -7,19 +7,24 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import termios
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
 ROOT: Final = Path(__file__).parents[2]
 PROGRAM: Final = [sys.executable, "-m", "fargate_runner.cli"]
 
-# Makes the terminal on its stdin its controlling one, so that a ^C typed there becomes a signal; then becomes argv[1:].
+# Makes the terminal on its stdin its controlling one, so that a ^C typed there becomes a signal; then becomes argv[2:].
+# Signals are as a login shell has them, however the tests were started (nohup and "&" leave some ignored), but for
+# those that argv[1] names.
 _ON_TERMINAL: Final = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
 os.setsid()
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execv(sys.argv[1], sys.argv[1:])
+for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM"):
+    signal.signal(getattr(signal, name), signal.SIG_IGN if name in sys.argv[1].split() else signal.SIG_DFL)
+os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
@@ -37,16 +42,26 @@ def run(*args: str, env: Mapping[str, str] | None = None) -> subprocess.Complete
 
 
 class Terminal:
-    """The program on a pseudo-terminal. Used with ``with``."""
+    """The program on a pseudo-terminal. Used with ``with``; *ignores* names the signals that it starts without."""
 
-    def __init__(self, *args: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *args: str,
+        env: Mapping[str, str] | None = None,
+        program: Sequence[str] = PROGRAM,
+        columns: int = 0,
+        stdout: int | None = None,
+        ignores: str = "",
+    ) -> None:
         self._ours, theirs = pty.openpty()
+        if columns:
+            termios.tcsetwinsize(theirs, (24, columns))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _ON_TERMINAL, *PROGRAM, *args],
+            [sys.executable, "-c", _ON_TERMINAL, ignores, *program, *args],
             cwd=ROOT,
             env=env or environment(),
             stdin=theirs,
-            stdout=theirs,
+            stdout=theirs if stdout is None else stdout,
             stderr=theirs,
         )
         os.close(theirs)

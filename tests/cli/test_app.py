@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
@@ -13,6 +13,7 @@ import pytest
 from fargate_runner import (
     Attempt,
     Backend,
+    BackendError,
     BackendUnavailable,
     Cause,
     Identity,
@@ -23,6 +24,7 @@ from fargate_runner import (
     Outcome,
     Proof,
     Runner,
+    TaskRef,
 )
 from fargate_runner.backends.memory import MemoryPlatform, Script
 from fargate_runner.cli._app import exit_code, main
@@ -248,3 +250,74 @@ class Recorder(MemoryBackend):
     def _remember(self, job: Job, identity: Identity) -> Script:
         self._seen.append(job)
         return Script()
+
+
+class TestReap:
+    def test_what_is_overdue_is_stopped_and_told(self, capfd: pytest.CaptureFixture[str]) -> None:
+        platform = MemoryPlatform()
+        left_behind(platform)
+
+        code = main(["reap", "--namespace", "cli"], backends=hours_later(platform))
+
+        assert (code, live(platform)) == (0, 1)
+        (line,) = capfd.readouterr().out.splitlines()
+        assert line.startswith("stopped short (attempt 1): it has run for ")
+
+    def test_a_dry_run_stops_nothing(self, capfd: pytest.CaptureFixture[str]) -> None:
+        platform = MemoryPlatform()
+        left_behind(platform)
+
+        args = ["reap", "--namespace", "cli", "--dry-run", "--max-age", "2h", "--grace", "0"]
+        code = main(args, backends=hours_later(platform))
+
+        assert (code, live(platform)) == (0, 2)
+        assert [line.split()[:3] for line in capfd.readouterr().out.splitlines()] == [
+            ["would", "stop", "short"],
+            ["would", "stop", "timeless"],
+        ]
+
+    def test_quiet_is_quiet(self, capfd: pytest.CaptureFixture[str]) -> None:
+        platform = MemoryPlatform()
+        left_behind(platform)
+
+        main(["reap", "-q", "--namespace", "cli"], backends=hours_later(platform))
+
+        assert (capfd.readouterr().out, live(platform)) == ("", 1)
+
+    def test_a_platform_that_cannot_be_asked_is_told(self, capfd: pytest.CaptureFixture[str]) -> None:
+        class Silent(MemoryBackend):
+            async def living(self, namespace: str) -> list[TaskRef]:
+                raise BackendError("nobody answers")
+
+        assert main(["reap"], backends={"process": Silent}) == 125
+        assert capfd.readouterr().err == "fargate-runner: nobody answers\n"
+
+    def test_a_namespace_that_cannot_be_one_is_misuse(self, capfd: pytest.CaptureFixture[str]) -> None:
+        assert main(["reap", "--namespace", "a b"], backends={"process": MemoryBackend}) == 2
+        assert "--namespace" in capfd.readouterr().err
+
+
+def left_behind(platform: MemoryPlatform) -> None:
+    """Leave a job with a timeout of an hour, and one with none."""
+
+    async def leave() -> None:
+        backend = MemoryBackend(lambda job, identity: Script(run_for=math.inf), platform=platform)
+        async with Runner(backend, namespace="cli", on_exit="detach") as runner:
+            await runner.submit(Job(command=["x"], key="short", timeout=timedelta(hours=1)))
+            await runner.submit(Job(command=["x"], key="timeless"))
+
+    anyio.run(leave)
+
+
+def live(platform: MemoryPlatform) -> int:
+    async def count() -> int:
+        return platform.live()
+
+    return anyio.run(count)
+
+
+def hours_later(platform: MemoryPlatform) -> dict[str, Callable[[], Backend]]:
+    def utcnow() -> datetime:
+        return datetime.now(UTC) + timedelta(hours=5)
+
+    return {"process": lambda: MemoryBackend(platform=platform, utcnow=utcnow)}

@@ -264,6 +264,38 @@ class TestOnATerminal:
         assert "\x1b[2m" in terminal.text
 
 
+# Tells the handle of a job that waits for its reader, and then how it has ended.
+OWNER = """
+import anyio
+from fargate_runner import Job, Runner
+
+async def main():
+    async with Runner() as runner:
+        handle = await runner.submit(Job(command=["sh", "-c", "echo here; exec sleep 1000"], key="a b:c"))
+        print(handle.text, flush=True)
+        print((await handle.wait()).outcome.kind.value, flush=True)
+
+anyio.run(main)
+"""
+
+
+class TestAHandlesText:
+    def test_is_taken_for_a_key(self) -> None:
+        owner = [sys.executable, "-c", OWNER]
+        with subprocess.Popen(owner, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as program:
+            assert program.stdout is not None
+            text = program.stdout.readline().strip()
+            with Terminal("attach", text) as watcher:
+                watcher.read_until("here")
+                done = run("stop", text)
+                code = watcher.finish()
+            kind = program.stdout.read().strip()
+
+        assert done.returncode == 0
+        assert kind == "cancelled"
+        assert code == 143
+
+
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
     def test_the_job_is_stopped_as_by_ctrl_c(self, number: signal.Signals) -> None:
@@ -273,4 +305,14 @@ class TestSignals:
             code = terminal.finish()
 
         assert code == 128 + number
+        assert not is_alive(pid)
+
+    def test_under_nohup_it_goes_on_without_its_terminal(self) -> None:
+        with Terminal("run", "-", "--", "sh", "-c", WAITS, ignores="SIGHUP") as terminal:
+            pid = int(terminal.read_until(READY)[1])
+            terminal.process.send_signal(signal.SIGHUP)
+            terminal.process.send_signal(signal.SIGTERM)
+            code = terminal.finish()
+
+        assert code == 128 + signal.SIGTERM
         assert not is_alive(pid)

@@ -409,6 +409,46 @@ class RefusesKeys(MemoryBackend):
         raise ZeroDivisionError
 
 
+@breaks("a_live_attempt_is_among_the_living", "the_living_say_how_long_they_may_live")
+class ListsOnlyItsOwn(MemoryBackend):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.own = set[str]()
+
+    async def submit(self, launch: Launch) -> TaskRef:
+        self.own.add(launch.token)
+        return await super().submit(launch)
+
+    async def living(self, namespace: str) -> list[TaskRef]:
+        return [ref for ref in await super().living(namespace) if ref.token in self.own]
+
+
+@breaks("an_attempt_that_was_just_launched_is_among_the_living")
+class ListsLate(MemoryBackend):
+    async def living(self, namespace: str) -> list[TaskRef]:
+        return [ref for ref in await super().living(namespace) if (await self.observe(ref)).phase >= Phase.RUNNING]
+
+
+@breaks("an_ended_attempt_is_not_among_the_living")
+class ListsTheDead(MemoryBackend):
+    async def living(self, namespace: str) -> list[TaskRef]:
+        keys = {run.launch.identity.key for run in self.platform._runs.values()}
+        return [ref for key in keys for ref in await self.find(namespace, key)]
+
+
+@breaks("the_living_of_another_namespace_are_its_own")
+class ListsByPrefix(MemoryBackend):
+    async def living(self, namespace: str) -> list[TaskRef]:
+        names = {run.launch.identity.namespace for run in self.platform._runs.values()}
+        return [ref for name in names if name.startswith(namespace) for ref in await super().living(name)]
+
+
+@breaks("one_of_the_living_can_be_stopped")
+class ListsNobody(MemoryBackend):
+    async def living(self, namespace: str) -> list[TaskRef]:
+        return []
+
+
 class _Contract(BackendContract):
     saboteur: type[MemoryBackend]
 

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.sweep
 def test_every_behaviour_turns_red_for_a_backend_without_it() -> None:
     run = [sys.executable, "-m", "tests.contract.saboteurs"]
 

@@ -9,15 +9,18 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from fargate_runner import BackendUnavailable, Cause, DockerBackend, Identity, Phase, Sidecar, TaskRef
 from fargate_runner.backends.docker import _backend, _host
+from fargate_runner.backends.docker._backend import _ref_of
 from tests.docker.conftest import IMAGE, containers, docker, end_of, first_line, inspected, launched, shell, texts_of
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("engine"), pytest.mark.anyio]
@@ -173,12 +176,14 @@ async def test_two_backends_do_not_reap_each_other(backend: DockerBackend, key: 
             assert not (await other.observe(ref)).ended
 
 
-def abandoned(name: str, key: str, token: str, owner: str, *, role: str = "job", run: bool = False) -> None:
+def abandoned(
+    name: str, key: str, token: str, owner: str, *, role: str = "job", run: bool = False, command: str = "sleep 60"
+) -> None:
     """Create a container as a process would have that did not get further."""
     labels = {"namespace": "docker", "key": key, "attempt": "1", "token": token, "role": role, "owner": owner}
     labels |= {"container": "main", "stop-timeout": "2", "shared": "no", "essential": "yes"}
     words = [word for label, value in labels.items() for word in ("--label", f"fargate-runner.{label}={value}")]
-    docker("run" if run else "create", *(["--detach"] if run else []), "--name", name, *words, IMAGE, "sleep", "60")
+    docker("run" if run else "create", *(["--detach"] if run else []), "--name", name, *words, IMAGE, *command.split())
 
 
 def owner_label(**changes: Any) -> str:
@@ -309,6 +314,9 @@ class Wire:
         self.awaited = b""
         """A request with these bytes sets `arrived`, before it has had its effect."""
         self.arrived = anyio.Event()
+        self.then: Callable[[], object] | None = None
+        """Done once, between the first look at a container and whatever is asked for next."""
+        self.has_looked = False
 
     def cut(self) -> None:
         self.is_cut = True
@@ -331,6 +339,10 @@ class Wire:
             while received := await source.read(65536):
                 if self.losing and self.losing in received:
                     self.losing, self.lost = b"", client
+                if self.has_looked and self.then is not None:
+                    then, self.then = self.then, None
+                    await anyio.to_thread.run_sync(then)
+                self.has_looked = self.has_looked or (received[:4] == b"GET " and b"/containers/" in received)
                 if self.awaited and self.awaited in received:
                     self.arrived.set()
                     await asyncio.sleep(0.05)
@@ -400,6 +412,36 @@ async def test_a_launch_whose_answers_are_lost_starts_one_container(tmp_path: An
 
     assert (end.cause, end.exit_code) == (Cause.EXITED, 3)
     assert lines == ["once"]
+
+
+@pytest.mark.parametrize("verb", ["open", "find", "observe", "submit"])
+async def test_what_a_dead_process_started_with_its_last_request_runs_once(tmp_path: Any, key: str, verb: str) -> None:
+    """The engine comes to that request when somebody has seen the container unstarted, and the job is over at once."""
+    async with DockerBackend() as other:
+        launch = await other.prepare(shell("exit 5"), Identity(namespace="docker", key=key, attempt=1))
+    name = f"fr-{launch.token}"
+    async with wire(f"{tmp_path}/d.sock") as way:
+        backend = DockerBackend(f"unix://{tmp_path}/d.sock")
+        async with AsyncExitStack() as stack:
+            if verb != "open":
+                await stack.enter_async_context(backend)
+            abandoned(name, key, launch.token, owner_label(pid=1, born="1"), command="true")
+            (first,) = [inspected(each)["Id"] for each in containers(launch.token)]
+            way.has_looked, way.then = False, partial(docker, "start", "--attach", name)
+            ref = _ref_of(inspected(name)["Config"]["Labels"])
+            if verb == "open":
+                await stack.enter_async_context(backend)
+            elif verb == "find":
+                assert [found.token for found in await backend.find("docker", key)] == [launch.token]
+            elif verb == "submit":
+                await backend.submit(launch)
+            end = await end_of(backend, ref)
+            left = [inspected(each)["Id"] for each in containers(launch.token)]
+            await backend.forget(ref)
+
+    assert way.then is None
+    assert left == [first]
+    assert (end.cause, end.exit_code) == (Cause.EXITED, 0)
 
 
 @pytest.mark.parametrize("request_", [b"/containers/create", b"/start", b"/wait", b"DELETE"])

@@ -16,7 +16,7 @@ import pytest
 from tests.e2e import clients
 from tests.e2e.clients import AwsCli, Uninstallable
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]  # starting the client takes a second of computing
 
 IMAGE = "fargate-runner-test/busybox:latest"
 NETWORK = "awsvpcConfiguration={subnets=[subnet-0a1b2c3d],assignPublicIp=ENABLED}"

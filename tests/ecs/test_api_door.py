@@ -438,6 +438,30 @@ class TestPatience:
 
         assert (error.trouble, error.resource_ids) == (Trouble.CONFLICT, (arn,))
 
+    async def test_a_condition_that_failed_is_final_and_brings_what_was_there(self) -> None:
+        item = {"key": {"S": "job"}, "revision": {"N": "2"}}
+        session = Session(refused("ConditionalCheckFailedException", "The conditional request failed", Item=item))
+        api = Api(session=session)
+
+        async with api.running():
+            error = await failure(api, "dynamodb.PutItem", TableName="jobs", Item={})
+
+        assert (error.code, error.trouble) == ("ConditionalCheckFailedException", Trouble.CONFLICT)
+        assert (error.item, error.in_doubt, error.retryable) == (item, False, False)
+        assert len(session.requests) == 1
+
+    async def test_a_table_is_not_asked_as_slowly_as_what_has_no_quota(self, clock: VirtualClock) -> None:
+        session = Session({})
+        api = Api(session=session)
+
+        async with api.running():
+            for operation in ("PutItem", "DeleteItem", "GetItem", "BatchGetItem", "Query"):
+                for _ in range(400):
+                    await api.call(f"dynamodb.{operation}", TableName="jobs")
+
+        assert len(session.requests) == 2000
+        assert clock.time() < 1.0
+
     async def test_a_cancelled_wait_ends_at_once(self, clock: VirtualClock) -> None:
         session = Session(LOST[0])
         api = Api(session=session)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
 import pytest
 
-from fargate_runner.backends.ecs._api import Api, ApiError, Trouble
+from fargate_runner.backends.ecs._api import Api, ApiError, Trouble, _Clock
 from fargate_runner.testing.aws import ContainerScript, FakeAws, Fault, Quotas, denied, ec2_throttled, throttled
 from fargate_runner.testing.clock import VirtualClock
 
@@ -179,3 +180,67 @@ class TestKeys:
 
         assert aws.calls.count("ecs.ListTasks") == 1
         assert session.open_clients == 0
+
+
+class TestTimeOfAws:
+    """What time it is there, as replies tell it."""
+
+    async def test_no_reply_no_time(self, aws: FakeAws) -> None:
+        api = Api(session=aws.session(), region=aws.region)
+
+        async with api.running():
+            assert api.now() is None
+
+    async def test_a_reply_tells_the_time_and_it_goes_on(self, aws: FakeAws, clock: VirtualClock) -> None:
+        api = Api(session=aws.session(), region=aws.region)
+
+        async with api.running():
+            await api.call("ecs.ListTasks", cluster="jobs")
+            await anyio.sleep(7200)
+
+            assert api.now() == clock.utcnow()
+
+    async def test_a_clock_that_is_set_is_followed_within_a_minute(self, clock: VirtualClock) -> None:
+        theirs = SettableClock(clock)
+        aws = FakeAws(clock=theirs, clusters=("jobs",), quotas=Quotas.unlimited())
+        api = Api(session=aws.session(), region=aws.region)
+
+        async with api.running():
+            await api.call("ecs.ListTasks", cluster="jobs")
+            theirs.ahead = timedelta(hours=24)
+            await anyio.sleep(59)
+            await api.call("ecs.ListTasks", cluster="jobs")
+            before = api.now()
+            await anyio.sleep(1)
+            await api.call("ecs.ListTasks", cluster="jobs")
+
+            assert before == clock.utcnow() - timedelta(seconds=1)
+            assert api.now() == clock.utcnow() + timedelta(hours=24)
+
+    async def test_an_error_of_a_header_leaves_what_is_known(self, aws: FakeAws, clock: VirtualClock) -> None:
+        ours = _Clock()
+        ours.learn(headed("Thu, 01 Jan 2026 00:00:00 GMT"), 0.0)
+        for said in ("", "yesterday", "Thu, 99 Jan 2026 99:00:00 GMT", None, 7):
+            ours.learn(headed(said), 5.0)
+        ours.learn({}, 5.0)
+        ours.learn({"ResponseMetadata": {"HTTPHeaders": None}}, 5.0)
+
+        assert ours.at(10.0) == datetime(2026, 1, 1, 0, 0, 10, tzinfo=UTC)
+
+
+class SettableClock:
+    """A clock that runs as another and tells another time."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        self.clock = clock
+        self.ahead = timedelta()
+
+    def time(self) -> float:
+        return self.clock.time()
+
+    def utcnow(self) -> datetime:
+        return self.clock.utcnow() + self.ahead
+
+
+def headed(date: object) -> dict[str, Any]:
+    return {"ResponseMetadata": {"HTTPHeaders": {"date": date}}}

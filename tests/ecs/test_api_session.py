@@ -26,6 +26,7 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("ssm.PutParameter", {"Name": "/a", "Value": "b", "Type": "String"}),
     ("s3.PutObject", {"Bucket": "payloads", "Key": "a/b.env", "Body": b"A=1"}),
     ("ec2.DescribeVpcs", {}),
+    ("dynamodb.PutItem", {"TableName": "jobs", "Item": {"key": {"S": "job"}, "page": {"B": b"\x00\xff"}}}),
 ]
 
 
@@ -111,7 +112,7 @@ class TestTheLeanSession:
         assert str(tmp_path) in loader.search_paths
 
 
-@pytest.mark.parametrize("service", ["ecs", "logs", "ssm", "s3", "sts", "ec2"])
+@pytest.mark.parametrize("service", ["ecs", "logs", "ssm", "s3", "sts", "ec2", "dynamodb"])
 def test_operations_have_botocores_names(service: str) -> None:
     model: Any = botocore.session.get_session().get_service_model(service)
     names = model.operation_names

@@ -46,6 +46,8 @@ TABLE = [
     (TRANSIENT, "504", "Gateway Timeout", 504),
     (TRANSIENT, "", "", 503),
     (TRANSIENT, "SomethingNewException", "", 500),
+    (TRANSIENT, "InternalServerError", "The request processing has failed because of an unknown error", 500),
+    (TRANSIENT, "ReplicatedWriteConflictException", "One or more items in this request are being modified", 400),
     (TRANSIENT, "OperationAbortedException", "Multiple concurrent requests to update the same resource", 400),
     (TRANSIENT, "InvalidSignatureException", "Signature expired: 20260101T000000Z is now earlier than …", 400),
     (TRANSIENT, "InvalidSignatureException", "Signature not yet current: …", 400),
@@ -66,6 +68,8 @@ TABLE = [
     (CONFLICT, "ResourceAlreadyExistsException", "The specified log group already exists", 400),
     (CONFLICT, "ParameterAlreadyExists", "The parameter already exists.", 400),
     (CONFLICT, "BucketAlreadyOwnedByYou", "", 409),
+    (CONFLICT, "ConditionalCheckFailedException", "The conditional request failed", 400),
+    (CONFLICT, "ResourceInUseException", "Table already exists: jobs", 400),
     (NOT_FOUND, "ClusterNotFoundException", "Cluster not found.", 400),
     (NOT_FOUND, "ResourceNotFoundException", "The specified log stream does not exist.", 400),
     (NOT_FOUND, "ParameterNotFound", "", 400),
@@ -138,6 +142,11 @@ class TestWhatAnErrorSays:
 
         assert str(same) == str(error)
         assert (same.trouble, same.resource_ids, same.in_doubt, same.retryable) == (TRANSIENT, ("arn:1",), True, True)
+
+    def test_it_can_be_pickled_with_what_was_there(self) -> None:
+        error = ApiError("dynamodb.PutItem", "ConditionalCheckFailedException", item={"key": {"S": "job"}})
+
+        assert pickle.loads(pickle.dumps(error)).item == {"key": {"S": "job"}}
 
 
 ROLE = "arn:aws:iam::111122223333:role/fr-execution"

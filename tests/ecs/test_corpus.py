@@ -29,6 +29,8 @@ CORPUS = {path.stem: json.loads(path.read_text()) for path in sorted((Path(__fil
 ENDED = {name: shape for name, shape in CORPUS.items() if shape["expect"].get("phase", "ENDED") == "ENDED"}
 WHOLE = {name: shape for name, shape in CORPUS.items() if not shape.get("broken")}
 
+pytestmark = pytest.mark.sweep
+
 
 def seen(shape: Mapping[str, Any]) -> Snapshot:
     return _wire.snapshot(shape["task"], shape["container"], source=shape["source"], seen_at=NOW)
@@ -382,3 +384,36 @@ def test_a_phase_never_goes_back(name: str) -> None:
 
     assert again.phase >= later.phase
     assert (again is later) is (later.phase is Phase.ENDED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "capacity", "platform"),
+    [
+        ({}, "FARGATE", "linux/x86_64"),
+        ({"capacityProviderName": "FARGATE_SPOT"}, "FARGATE_SPOT", "linux/x86_64"),
+        ({"capacityProviderName": None, "launchType": "EC2"}, "EC2", "linux/x86_64"),
+        ({"capacityProviderName": None, "launchType": ["FARGATE"]}, "", "linux/x86_64"),
+        ({"platformFamily": "Windows Server 2022 Core"}, "FARGATE", "windows/x86_64"),
+        ({"platformFamily": "WINDOWS_SERVER_2022_CORE"}, "FARGATE", "windows/x86_64"),
+        ({"attributes": [{"name": "ecs.cpu-architecture", "value": "arm64"}]}, "FARGATE", "linux/arm64"),
+        ({"attributes": None}, "FARGATE", ""),
+        ({"platformFamily": "\x1b[2Jlinux"}, "FARGATE", ""),
+    ],
+    ids=str,
+)
+def test_what_a_price_goes_by_is_read(changes: dict[str, Any], capacity: str, platform: str) -> None:
+    task = {**CORPUS["live-provisioning"]["task"], "capacityProviderName": "FARGATE", **changes}
+
+    seen = _wire.snapshot(task, "main", source="describe", seen_at=NOW)
+
+    assert (seen.capacity, seen.platform) == (capacity, platform)
+
+
+def test_what_a_price_goes_by_outlives_a_reply_that_does_not_tell() -> None:
+    before = Snapshot(phase=Phase.RUNNING, capacity="FARGATE_SPOT", platform="linux/arm64")
+
+    for seen in (
+        _wire.snapshot({"lastStatus": "RUNNING"}, "main", source="event", seen_at=NOW, before=before),
+        _wire.missing("arn:aws:ecs:us-east-1:1:task/c/t", seen_at=NOW, last=before),
+    ):
+        assert (seen.capacity, seen.platform) == ("FARGATE_SPOT", "linux/arm64")

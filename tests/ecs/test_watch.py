@@ -64,11 +64,17 @@ async def until_end(watch: Watch, arn: str, **known: Any) -> Snapshot:
     return seen
 
 
+def never(true: bool) -> None:
+    """Judge an event that is not to be judged."""
+    pytest.fail(f"judged: {true}")
+
+
 def looks(aws: FakeAws) -> int:
     return aws.calls.operations["ecs.DescribeTasks"]
 
 
 class TestHowOftenItLooks:
+    @pytest.mark.sweep
     async def test_a_sweep_over_a_thousand_tasks_takes_ten_calls(self, aws: FakeAws) -> None:
         aws.validate = False
         arns = await arns_of(aws, 1000)
@@ -84,7 +90,10 @@ class TestHowOftenItLooks:
 
         assert made == 100
 
-    @pytest.mark.parametrize(("count", "calls_in_a_minute"), [(1, 30), (100, 30), (150, 60), (2000, 300)])
+    @pytest.mark.parametrize(
+        ("count", "calls_in_a_minute"),
+        [(1, 30), (100, 30), (150, 60), pytest.param(2000, 300, marks=pytest.mark.sweep)],
+    )
     async def test_the_period_grows_with_the_number(self, aws: FakeAws, count: int, calls_in_a_minute: int) -> None:
         aws.validate = False
         arns = await arns_of(aws, count)
@@ -404,8 +413,9 @@ def test_a_state_never_goes_back_whatever_the_order_of_the_news(order: list[int]
         seen: list[Snapshot] = []
 
         async with watching(aws) as watch:
+            watch.saw(history[0], "run-task")
             for number in order:
-                watch.saw(history[number % len(history)], "event")
+                watch.told(history[number % len(history)], believed=True, judge=never)
                 seen.append(watch._entries[arn].snapshot)  # type: ignore[arg-type]
             end = await until_end(watch, arn)
 
@@ -424,44 +434,96 @@ def test_the_cadence_of_a_fake_platform_is_quick() -> None:
     assert isinstance(quick, Cadence)
 
 
-class TestTasksOfStrangers:
-    async def test_events_of_tasks_that_nobody_awaits_do_not_pile_up(self, aws: FakeAws) -> None:
+class TestEvents:
+    @pytest.mark.parametrize("code", [0, 3])
+    async def test_what_is_not_believed_is_looked_at_and_judged(
+        self, aws: FakeAws, clock: VirtualClock, code: int
+    ) -> None:
+        aws.world.script = lambda run: ContainerScript(run_for=20, exit_code=3)
         (task,) = await launch(aws)
-        first, *others = [f"{task['taskArn'][:-32]}{number:032x}" for number in range(1101)]
+        await anyio.sleep(200)
+        end = aws.world.event(aws.world.tasks[task["taskArn"]])["detail"]
+        end["containers"][0]["exitCode"] = code
+        judged: list[bool] = []
 
-        async with watching(aws) as watch:
-            for arn in (first, *others):
-                watch.saw(task | {"taskArn": arn, "version": 3, "lastStatus": "RUNNING"}, "event")
+        async with watching(aws, first=1000.0) as watch, anyio.create_task_group() as tasks:
+            watch.saw(task, "run-task")
+            tasks.start_soon(until_end, watch, task["taskArn"])
+            await anyio.sleep(1)
+            watch.told(end, believed=False, judge=judged.append)
+            await anyio.sleep(1)
+            seen = await watch.observe(task["taskArn"], "main", after=None)
 
-            assert len(watch._entries) == 1000
-            assert first not in watch._entries
-            assert others[-1] in watch._entries
+        assert (seen.exit_code, clock.time()) == (3, 202)
+        assert judged == [code == 3]
 
-    async def test_an_event_that_comes_before_anybody_asks_is_not_lost(self, aws: FakeAws) -> None:
-        (task,) = await launch(aws)
-        arn, events = task["taskArn"], [f"{task['taskArn'][:-32]}{number:032x}" for number in range(1100)]
-
-        async with watching(aws) as watch:
-            watch.saw(task | {"version": 3, "lastStatus": "RUNNING"}, "event")
-            first = await watch.observe(arn, "main", after=Snapshot(phase=Phase.PENDING))
-            for stranger in events:
-                watch.saw(task | {"taskArn": stranger, "version": 3, "lastStatus": "RUNNING"}, "event")
-
-            assert first.phase is Phase.RUNNING
-            assert arn in watch._entries
-        assert looks(aws) == 0
-
-    async def test_one_whose_event_overtakes_the_launch_may_still_be_missing_for_a_while(
+    async def test_one_that_is_ahead_of_ecs_is_looked_at_until_ecs_has_caught_up(
         self, aws: FakeAws, clock: VirtualClock
     ) -> None:
-        aws.world.visible_after = (200.0, 200.0)
+        aws.world.script = lambda run: ContainerScript(run_for=20)
+        (task,) = await launch(aws)
+        arn = task["taskArn"]
+        judged: list[bool] = []
+
+        async with watching(aws, reconcile=1000.0) as watch, anyio.create_task_group() as tasks:
+            watch.relies_on_events = True
+            watch.saw(task, "run-task")
+            tasks.start_soon(until_end, watch, arn)
+            await anyio.sleep(200)
+            event = aws.world.event(aws.world.tasks[arn])["detail"]
+            old: Any = {**task, "startedBy": ""}
+            original = aws.ecs.describe_tasks
+
+            async def lagging(request: Any) -> dict[str, Any]:
+                return {"tasks": [old], "failures": []} if looks(aws) <= 1 else await original(request)
+
+            aws.ecs.describe_tasks = lagging  # type: ignore[method-assign]
+            watch.told(event, believed=False, judge=judged.append)
+
+        assert judged == [True]
+        assert looks(aws) == 2
+        assert clock.time() == 202
+
+    async def test_one_that_overtakes_a_look_is_not_waited_for_again(self, aws: FakeAws) -> None:
+        aws.world.script = lambda run: ContainerScript(run_for=20)
+        started = await launch(aws, 4)
+        arns = [task["taskArn"] for task in started]
+
+        async with watching(aws, first=190.0) as watch, anyio.create_task_group() as tasks:
+            for task in started:
+                watch.saw(task, "run-task")
+                tasks.start_soon(until_end, watch, task["taskArn"])
+            await anyio.sleep(189)
+            aws.faults.add(Fault(match="ecs.DescribeTasks", delay=2, when="after"))
+            await anyio.sleep(2)
+            for arn in arns:
+                watch.told(aws.world.event(aws.world.tasks[arn])["detail"], believed=True, judge=never)
+            await anyio.sleep(10)
+
+            assert looks(aws) == 1
+            assert watch.relies_on_events
+
+    async def test_an_end_that_only_a_look_has_told_means_that_they_fail(self, aws: FakeAws) -> None:
+        aws.world.script = lambda run: ContainerScript(run_for=20)
+        started = await launch(aws, 4)
+
+        async with watching(aws, first=190.0) as watch, anyio.create_task_group() as tasks:
+            for task in started:
+                watch.saw(task, "run-task")
+                tasks.start_soon(until_end, watch, task["taskArn"])
+            await anyio.sleep(180)
+            for task in started[1:]:
+                watch.told(aws.world.event(aws.world.tasks[task["taskArn"]])["detail"], believed=True, judge=never)
+            before = watch.relies_on_events
+            await anyio.sleep(20)
+            after = watch.relies_on_events
+
+        assert (before, after) == (True, False)
+
+    async def test_those_of_tasks_that_nobody_knows_leave_nothing_behind(self, aws: FakeAws) -> None:
         (task,) = await launch(aws)
 
         async with watching(aws) as watch:
-            watch.saw(task, "event")
-            watch.saw(task, "run-task")
-            seen = await watch.observe(task["taskArn"], "main", after=None)
-            while seen.phase < Phase.RUNNING:
-                seen = await watch.observe(task["taskArn"], "main", after=seen)
+            watch.told(task, believed=True, judge=never)
 
-        assert seen.phase is Phase.RUNNING
+            assert not watch.knows(task["taskArn"])

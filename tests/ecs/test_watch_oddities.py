@@ -14,7 +14,7 @@ from fargate_runner._lifecycle import Phase, Snapshot
 from fargate_runner.backends.ecs._watch import Watch
 from fargate_runner.testing.aws import ContainerScript, FakeAws, Quotas, TaskScript
 from fargate_runner.testing.clock import VirtualClock
-from tests.ecs.test_watch import arns_of, launch, looks, until_end, watching
+from tests.ecs.test_watch import arns_of, launch, looks, never, until_end, watching
 
 Reply = dict[str, Any]
 HOUR = 3600.0
@@ -151,7 +151,8 @@ class TestVersions:
         (task,) = await launch(aws)
 
         async with watching(aws) as watch:
-            watch.saw({**task, "version": 10**9}, "event")
+            watch.saw(task, "run-task")
+            watch.told({**task, "version": 10**9}, believed=True, judge=never)
             end = await until_end(watch, task["taskArn"])
 
         assert (end.cause, end.exit_code) == (Cause.EXITED, 0)

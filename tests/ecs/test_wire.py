@@ -125,6 +125,29 @@ def test_a_definition_holds_what_no_override_can_carry() -> None:
     assert "ephemeralStorage" not in body
 
 
+WATCHDOG = Sidecar.watchdog(timedelta(hours=2), image="registry.example/busybox:1")
+
+
+def test_a_watchdog_is_essential_sleeps_and_hears_its_sigterm() -> None:
+    body = defined(attrs.evolve(JOB, sidecars=[WATCHDOG]))
+
+    (found,) = (part for part in body["containerDefinitions"] if part["name"] == WATCHDOG.name)
+    assert (found["essential"], found["entryPoint"], found["command"]) == (True, ["sleep"], ["7200"])
+    assert found["linuxParameters"] == {"initProcessEnabled": True}
+
+
+@pytest.mark.parametrize("depends_on", [None, {}, {"proxy": "HEALTHY"}], ids=str)
+def test_nothing_runs_before_its_deadline_does(depends_on: Any) -> None:
+    proxy = Sidecar(name="proxy", image="p:1", health_check=HealthCheck(command=["true"]))
+    body = defined(attrs.evolve(JOB, sidecars=[proxy, WATCHDOG], depends_on=depends_on))
+
+    waits = {part["name"]: part.get("dependsOn", []) for part in body["containerDefinitions"]}
+    armed = {"containerName": WATCHDOG.name, "condition": "START"}
+    assert armed in waits["main"]
+    assert waits[WATCHDOG.name] == []
+    assert armed in waits["proxy"]
+
+
 @pytest.mark.parametrize(
     "change",
     [

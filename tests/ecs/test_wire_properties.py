@@ -33,6 +33,8 @@ ROLE = "arn:aws:iam::111122223333:role/r"
 NETWORK = Network(subnets=["subnet-0a1b2c3d"])
 MODEL: Any = botocore.session.get_session().get_service_model("ecs")
 
+pytestmark = pytest.mark.sweep
+
 # ---- jobs ----------------------------------------------------------------------------------------------------------
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)

@@ -147,6 +147,13 @@ async def test_what_a_process_can_never_do_is_refused_with_a_fix(backend: Proces
     assert caught.value.fix
 
 
+async def test_a_watchdog_is_refused_with_what_does_its_work_here(backend: ProcessBackend) -> None:
+    job = Job(image="busybox", command=["true"], sidecars=[Sidecar.watchdog(timedelta(hours=1))])
+
+    with pytest.raises(InvalidJob, match="its jobs are killed with it"):
+        await backend.prepare(job, identity())
+
+
 async def test_another_architecture_is_refused(backend: ProcessBackend) -> None:
     other = {"x86_64": "ARM64"}.get(os.uname().machine, "X86_64")
 

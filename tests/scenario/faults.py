@@ -85,6 +85,8 @@ class FaultyBackend(Backend):
         """What was really started, in order."""
         self.faults = tuple(faults)
         self.calls: list[str] = []
+        self.quota = math.inf
+        """How many attempts the platform lets live at once."""
         self.at_step: Callable[[], None] = lambda: None
         """Told at the beginning and at the end of each call."""
         self.most_live_of_a_key = 0
@@ -110,6 +112,8 @@ class FaultyBackend(Backend):
 
     async def _submit(self, launch: Launch) -> TaskRef:
         known = launch.token in self.inner.platform._runs
+        if not known and self.inner.platform.live() >= self.quota:
+            raise PlacementRefused("the quota is used up", operation="submit", retryable=True, quota=True)
         ref = await self.inner.submit(launch)
         if not known:
             self.started.append(launch.identity)
@@ -132,6 +136,9 @@ class FaultyBackend(Backend):
 
     async def find(self, namespace: str, key: str) -> list[TaskRef]:
         return await self._call("find", self.inner.find, namespace, key)
+
+    async def living(self, namespace: str) -> list[TaskRef]:
+        return await self._call("living", self.inner.living, namespace)
 
     async def forget(self, ref: TaskRef) -> None:
         await self._call("forget", self.inner.forget, ref)

@@ -177,7 +177,7 @@ class TestLaunches:
                 await runner.submit(job("quick"))
 
             assert world.now == 0
-        assert world.events == []
+        assert [event.title for event in world.events] == ["job.queued", "job.refused"]
 
     async def test_a_prepare_that_hangs_can_be_cancelled(self, world: World) -> None:
         async with world.runner(Fault("hangs", "prepare")) as runner:

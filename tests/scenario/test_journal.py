@@ -236,10 +236,19 @@ class TestAFinalRecord:
         assert there == [[result.attempts[0].address]]
 
 
-async def died(world: World, journal: MemoryJournal, one: Job, *faults: Fault, calls: str, **options: Any) -> None:
+async def died(
+    world: World,
+    journal: MemoryJournal,
+    one: Job,
+    *faults: Fault,
+    calls: str,
+    starts_later: bool = False,
+    **options: Any,
+) -> None:
     """Let a runner die at the n-th call of an operation, as in ``submit:1``."""
     operation, _, number = calls.partition(":")
     backend = world.backend(*faults)
+    backend.starts_later = starts_later
 
     def step() -> None:
         if backend.called(operation) >= int(number):
@@ -525,7 +534,7 @@ class TestWhatDoesNotFit:
 
     async def test_another_place(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         class Elsewhere(type(world.backend())):  # type: ignore[misc]
-            place = "elsewhere"
+            place = "elsewhere"  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
 
         journal = MemoryJournal()
         await died(world, journal, job("quick", key="k"), calls="observe:1")

@@ -174,7 +174,7 @@ class TestAcrossRunners:
                     await call(job("quick", key="k"))
 
             assert world.platform.live() == 1
-        assert world.events == []
+        assert [event.title for event in world.events] == ["job.queued", "job.refused"] * 2
 
     async def test_two_runners_at_the_same_time_share_one_attempt(self, world: World) -> None:
         results: list[JobResult] = []

@@ -25,7 +25,7 @@ from fargate_runner import (
 from fargate_runner.backends.memory import Script
 from fargate_runner.telemetry import JobEnded
 from tests.scenario.faults import Fault, once
-from tests.scenario.world import World, fixed, job, keys, played, within
+from tests.scenario.world import World, fixed, job, keys, played, seconds, within
 
 
 async def collected(results: AsyncIterator[JobResult]) -> list[JobResult]:
@@ -169,6 +169,8 @@ class TestRoom:
             with pytest.raises(ValueError, match="concurrency"):
                 runner.map([], concurrency=wrong)
 
+    @pytest.mark.sweep
+    @pytest.mark.timeout(600)  # some ten seconds of pure computing, where nobody else computes
     async def test_ten_thousand_jobs_come_to_their_ends(self, world: World) -> None:
         backend = MemoryBackend(played, platform=world.platform, utcnow=world.clock.utcnow)
         count = 0
@@ -441,3 +443,158 @@ class TestLaunching:
                 await collected(runner.map([job("endless"), job("endless")]))
 
             assert world.platform.live() == 0
+
+
+class TestCollecting:
+    async def test_a_job_that_could_not_be_submitted_is_a_result_too(self, world: World) -> None:
+        async with world.runner(once("refuses_for_good", 2, "submit")) as runner:
+            jobs = [job("quick", key=f"k{n}") for n in range(4)]
+            results = await collected(runner.map(jobs, concurrency=1, on_error="collect"))
+
+        assert [result.outcome.kind for result in results].count(Kind.NEVER_STARTED) == 1
+        assert keys(results) == ["k0", "k1", "k2", "k3"]
+        assert "fault plan" in results[1].outcome.detail
+
+    async def test_so_is_one_whose_key_names_another_job(self, world: World) -> None:
+        jobs = [job("quick", key="same"), job("failing", key="same"), job("quick")]
+
+        async with world.runner() as runner:
+            results = await collected(runner.map(jobs, on_error="collect"))
+
+        assert [result.succeeded for result in results] == [True, False, True]
+        assert "already names a job" in results[1].outcome.detail
+
+    async def test_what_is_no_job_is_the_callers_mistake(self, world: World) -> None:
+        wrong: Any = [job("quick"), "quick"]
+
+        async with world.runner() as runner:
+            with pytest.raises(TypeError, match="expected a Job"):
+                await collected(runner.map(wrong, on_error="collect"))
+
+
+class TestMaxFailures:
+    @pytest.mark.parametrize("as_completed", [False, True])
+    async def test_so_many_are_borne(self, world: World, as_completed: bool) -> None:
+        jobs = [job("failing" if n % 3 == 0 else "quick") for n in range(9)]
+
+        async with world.runner() as runner:
+            batch = runner.map(jobs, concurrency=2, max_failures=3, as_completed=as_completed)
+            results = await collected(batch)
+
+        assert len(results) == 9
+        assert batch.stopped == ""
+        assert batch.counts == {Kind.SUCCEEDED: 6, Kind.FAILED: 3}
+
+    @pytest.mark.parametrize("as_completed", [False, True])
+    async def test_one_more_stops_the_batch_with_what_there_is(self, world: World, as_completed: bool) -> None:
+        source = Source("failing")
+
+        async with world.runner() as runner:
+            batch = runner.map(source, concurrency=5, max_failures=7, as_completed=as_completed)
+            results = await collected(batch)
+
+            assert world.platform.live() == 0
+        kinds = [result.outcome.kind for result in results]
+        assert kinds.count(Kind.FAILED) >= 8
+        assert set(kinds) <= {Kind.FAILED, Kind.CANCELLED}
+        assert len(results) == batch.started <= 14
+        assert "max_failures=7" in batch.stopped
+        assert source.closed
+
+    async def test_what_others_wait_for_goes_on(self, world: World) -> None:
+        async with world.runner() as runner:
+            shared = await runner.submit(job("endless", key="shared"))
+            batch = runner.map([job("endless", key="shared"), job("failing"), job("quick")], max_failures=0)
+            results = await within(1000, collected, batch)
+
+            assert [result.outcome.kind for result in results] == [Kind.FAILED, Kind.SUCCEEDED]
+            assert shared.result is None
+            await shared.stop()
+
+
+class TestVcpu:
+    async def test_never_more_are_under_way(self, world: World) -> None:
+        sizes = [(1, 2), (2, 4), (4, 8), (0.25, 0.5), (1, 2), (2, 4)] * 5
+        jobs = [job("quick", vcpu=vcpu, memory_gib=memory) for vcpu, memory in sizes]
+        seen: list[float] = []
+
+        async with world.runner() as runner:
+            batch = runner.map(jobs, max_vcpu=4, as_completed=True)
+            async for _ in batch:
+                live = [live for live in runner._lives if not live.finished]
+                seen += [sum(one.job.size.vcpu for one in live if one.job is not None)]
+
+        assert len(seen) == len(jobs)
+        assert max(seen) <= 4
+
+    async def test_a_job_that_never_fits_is_refused(self, world: World) -> None:
+        async with world.runner() as runner:
+            with pytest.raises(InvalidJob, match="max_vcpu=2"):
+                await collected(runner.map([job("quick", vcpu=4, memory_gib=8)], max_vcpu=2))
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"max_vcpu": 0},
+            {"max_vcpu": True},
+            {"max_vcpu": "4"},
+            {"max_vcpu": float("nan")},
+            {"max_failures": -1},
+            {"max_failures": 0.1},
+            {"max_failures": 1, "on_error": "raise"},
+        ],
+    )
+    async def test_wrong_options_name_themselves(self, world: World, options: dict[str, Any]) -> None:
+        async with world.runner() as runner:
+            with pytest.raises(ValueError, match=next(iter(options))):
+                runner.map([], **options)
+
+
+class TestAQuotaThatIsUsedUp:
+    async def test_costs_the_jobs_time_and_nothing_else(self, world: World) -> None:
+        backend = world.backend()
+        backend.quota = 3
+        jobs = [job("runs:3600", start_timeout=seconds(60), retry=Retry(never_started=0)) for _ in range(30)]
+
+        async with world.runner(backend=backend) as runner:
+            results = await collected(runner.map(jobs))
+
+        assert {result.outcome.kind for result in results} == {Kind.SUCCEEDED}
+        assert world.now == pytest.approx(10 * 3610, rel=0.05)
+
+    async def test_is_not_asked_for_by_all_at_once(self, world: World) -> None:
+        backend = world.backend()
+        backend.quota = 10
+        jobs = [job("runs:20") for _ in range(500)]
+
+        async with world.runner(backend=backend) as runner:
+            await collected(runner.map(jobs, concurrency=500))
+
+        assert backend.called("submit") <= 3 * 500
+
+    async def test_by_others_alone_is_waited_for_as_long_as_any_room(self, world: World) -> None:
+        backend = world.backend()
+        backend.quota = 0
+        one = job("quick", start_timeout=seconds(300), retry=Retry(never_started=0))
+
+        async with world.runner(backend=backend) as runner:
+            handle = await within(400, runner.submit, one)
+            ended = await within(400, handle.wait)
+
+        assert ended.outcome.kind is Kind.NEVER_STARTED
+
+    async def test_a_job_that_waits_for_its_turn_can_be_stopped(self, world: World) -> None:
+        backend = world.backend()
+        backend.quota = 1
+
+        async with world.runner(backend=backend) as runner, anyio.create_task_group() as tasks:
+            tasks.start_soon(runner.run, job("runs:36000"))
+            await anyio.sleep(1)
+            for _ in range(5):
+                tasks.start_soon(runner.run, job("quick"))
+            await anyio.sleep(100)
+            with anyio.fail_after(60):
+                tasks.cancel_scope.cancel()
+
+        assert world.platform.live() == 0
+        assert world.unbalanced() == {}

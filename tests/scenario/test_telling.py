@@ -7,13 +7,17 @@ from typing import Any
 import anyio
 import pytest
 
-from fargate_runner import Kind, Phase, Retry, Runner, Snapshot, TaskRef
+from fargate_runner import InvalidJob, Job, Kind, MemoryJournal, Phase, Retry, Runner, Snapshot, TaskRef
 from fargate_runner.telemetry import (
     AttemptEnded,
     AttemptLaunched,
+    AttemptSeen,
     Event,
     JobAccepted,
     JobEnded,
+    JobQueued,
+    JobRefused,
+    JobRemembered,
     PhaseReached,
     RetryScheduled,
     StopRequested,
@@ -27,12 +31,15 @@ async def test_the_life_of_a_job_is_told_in_order(world: World) -> None:
         await runner.run(job("failing", "quick", retry=Retry(failures=1, wait=fixed(5))))
 
     assert [event.title for event in world.events] == [
+        "job.queued",
         "job.accepted",
         "attempt.launched",
+        "attempt.seen",
         *["attempt.phase_reached"] * 3,
         "attempt.ended",
         "retry.scheduled",
         "attempt.launched",
+        "attempt.seen",
         *["attempt.phase_reached"] * 3,
         "attempt.ended",
         "job.ended",
@@ -84,6 +91,62 @@ async def test_what_is_told_at_the_end_is_the_record(world: World) -> None:
         result = await runner.run(job("quick"))
 
     assert [event.result for event in world.told(JobEnded)] == [result]
+
+
+async def test_a_job_that_is_never_accepted_is_told_as_refused(world: World) -> None:
+    def impossible(job: Job, identity: object) -> Any:
+        raise InvalidJob("image", "x", "not for this platform", "choose another")
+
+    async with world.runner(script=impossible) as runner:
+        with pytest.raises(InvalidJob):
+            await runner.run(job("quick", key="k"))
+
+    assert [event.title for event in world.events] == ["job.queued", "job.refused"]
+    assert "not for this platform" in world.told(JobRefused)[0].error
+
+
+async def test_a_job_that_the_journal_knows_is_told_as_remembered(world: World) -> None:
+    journal = MemoryJournal()
+    async with world.runner(journal=journal) as runner:
+        result = await runner.run(job("quick", key="k"))
+    world.events.clear()
+
+    async with world.runner(journal=journal) as runner:
+        await runner.run(job("quick", key="k"))
+
+    assert [event.title for event in world.events] == ["job.queued", "job.remembered"]
+    assert [event.result for event in world.told(JobRemembered)] == [result]
+
+
+async def test_every_job_that_is_handed_over_is_told_before_anything_else(world: World) -> None:
+    async with world.runner() as runner:
+        async for _ in runner.map((job("quick") for _ in range(50)), concurrency=7):
+            pass
+
+    first = {event.key: event for event in reversed(world.events)}
+    assert {type(event) for event in first.values()} == {JobQueued}
+    assert len(first) == 50
+
+
+async def test_an_attempt_is_seen_once_with_what_it_takes(world: World) -> None:
+    async with world.runner() as runner:
+        await runner.run(job("failing", "quick", vcpu=1, memory_gib=4, retry=Retry(failures=1)))
+
+    seen = [(event.attempt, event.vcpu, event.memory_gib) for event in world.told(AttemptSeen)]
+    assert seen == [(1, 1, 4), (2, 1, 4)]
+
+
+async def test_a_job_that_is_met_again_is_as_old_as_it_is(world: World) -> None:
+    async with world.runner(on_exit="detach") as runner:
+        await runner.submit(job("endless", key="k"))
+    await anyio.sleep(100)
+    world.events.clear()
+
+    async with world.runner(on_exit="detach") as runner:
+        await runner.attach("k")
+        await anyio.sleep(1)
+
+    assert [event.age for event in world.told(AttemptSeen)] == [100]
 
 
 async def test_a_stop_is_told_once_however_often_it_is_asked(world: World) -> None:

@@ -15,7 +15,7 @@ from tenacity.wait import wait_base
 
 from fargate_runner import Identity, Job, MemoryBackend, Runner
 from fargate_runner.backends.memory import MemoryPlatform, Script
-from fargate_runner.telemetry import Event, JobAccepted, JobDetached, JobEnded
+from fargate_runner.telemetry import Event, JobAccepted, JobDetached, JobEnded, JobQueued, JobRefused, JobRemembered
 from fargate_runner.testing.clock import VirtualClock
 from tests.scenario.faults import Fault, FaultyBackend
 
@@ -82,11 +82,16 @@ class World:
         return [event for event in self.events if type(event) is kind]
 
     def unbalanced(self) -> dict[str, tuple[int, int]]:
-        """Keys that were not accepted and ended once each, or (a launch that failed) neither."""
+        """
+        Keys that were not accepted and ended once each, or (a launch that failed) neither; and those that were queued
+        and of which nothing more was heard.
+        """
         begun = Counter(event.key for event in self.told(JobAccepted))
         ended = Counter(event.key for event in [*self.told(JobEnded), *self.told(JobDetached)])
         counts = {event.key: (begun[event.key], ended[event.key]) for event in self.events}
-        return {key: count for key, count in counts.items() if count not in ((0, 0), (1, 1))}
+        silent = Counter(event.key for event in self.told(JobQueued))
+        silent -= Counter(event.key for kind in (JobAccepted, JobRemembered, JobRefused) for event in self.told(kind))
+        return {key: count for key, count in counts.items() if count not in ((0, 0), (1, 1)) or silent[key]}
 
 
 async def within(seconds: float, call: Callable[..., Awaitable[T]], *args: Any) -> T:

@@ -177,6 +177,11 @@ def inspected(
 
 
 SIDE: dict[str, Any] = {"name": "side", "ended": 5.0}
+WATCHDOG: dict[str, Any] = {"name": "fargate-runner-deadline", "ended": 10.1}
+
+
+def ended(container: dict[str, Any], at: float) -> dict[str, Any]:
+    return {**container, "ended": at}
 
 
 @pytest.mark.parametrize(
@@ -206,6 +211,22 @@ SIDE: dict[str, Any] = {"name": "side", "ended": 5.0}
             {},
             Cause.OUT_OF_MEMORY,
         ),
+        # The watchdog had slept its time, and the kernel killed the job with it; either may be reported first.
+        (inspected(137), [inspected(0, **WATCHDOG)], {}, Cause.DEADLINE),
+        (inspected(137), [inspected(0, **ended(WATCHDOG, 9.9))], {}, Cause.DEADLINE),
+        (inspected(137), [inspected(137, **SIDE), inspected(0, **WATCHDOG)], {}, Cause.DEADLINE),
+        # It was told to end, slept on after the job, or is no watchdog.
+        (inspected(0), [inspected(143, **WATCHDOG)], {}, Cause.EXITED),
+        (inspected(137), [inspected(143, **WATCHDOG)], {}, Cause.EXITED),
+        (inspected(0), [inspected(0, **WATCHDOG)], {}, Cause.EXITED),
+        (inspected(3), [inspected(0, **WATCHDOG)], {}, Cause.EXITED),
+        (inspected(137), [inspected(0, **ended(WATCHDOG, 30.0))], {}, Cause.EXITED),
+        (inspected(137), [inspected(0, running=True, **WATCHDOG)], {}, Cause.EXITED),
+        (inspected(137), [inspected(0, name="side", ended=10.1)], {}, Cause.EXITED),
+        (inspected(137, oom=True), [inspected(0, **WATCHDOG)], {}, Cause.OUT_OF_MEMORY),
+        (inspected(137), [inspected(0, **WATCHDOG)], {"stopped": "enough"}, Cause.STOPPED_ON_REQUEST),
+        # It failed.
+        (inspected(137), [inspected(127, **ended(WATCHDOG, 5.0))], {}, Cause.SIDECAR_ENDED),
     ],
 )
 def test_the_cause_of_an_end(
@@ -416,6 +437,24 @@ def test_an_open_backend_of_this_process_lives() -> None:
 
 
 # ---- the metadata endpoint -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("driver", "parts", "address"),
+    [
+        ("bridge", [{"Subnet": "172.17.0.0/16", "Gateway": "172.17.0.1"}], "172.17.0.1"),
+        ("bridge", [{"Subnet": "fd01::/64"}, {"Subnet": "10.1.0.0/24", "Gateway": "10.1.0.254"}], "10.1.0.254"),
+        ("bridge", [{"Subnet": "172.17.0.0/16"}], "172.17.0.1"),  # Docker 20.10 at its very first start
+        ("bridge", [{"Subnet": "10.1.0.129/25"}], "10.1.0.129"),
+        ("macvlan", [{"Subnet": "10.1.0.0/24"}], None),
+        ("bridge", [], None),
+        ("bridge", None, None),
+    ],
+)
+def test_containers_see_the_machine_at_the_gateway(
+    driver: str, parts: list[dict[str, str]] | None, address: str | None
+) -> None:
+    assert _spec.gateway({"Driver": driver, "IPAM": {"Config": parts}}) == address
 
 
 def test_rates_are_means_since_the_figures_before() -> None:

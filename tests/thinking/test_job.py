@@ -582,6 +582,69 @@ class TestDerivation:
         assert isinstance(Special(command=["true"]).with_(name="x"), Special)
 
 
+class TestWatchdog:
+    """The sidecar whose end is the deadline of its job."""
+
+    def test_it_sleeps_under_a_reserved_name_and_its_end_is_everybodys(self) -> None:
+        side = Sidecar.watchdog(timedelta(hours=2), image="registry.example/busybox:1")
+
+        assert (side.name, side.image) == ("fargate-runner-deadline", "registry.example/busybox:1")
+        assert (side.entry_point, side.command) == (("sleep",), ("7200",))
+        assert side.essential
+        assert side.is_watchdog
+
+    @pytest.mark.parametrize(
+        ("after", "command"),
+        [(timedelta(seconds=1), "1"), (timedelta(seconds=1.2), "2"), (timedelta(days=30), "2592000")],
+        ids=str,
+    )
+    def test_it_sleeps_whole_seconds_and_never_too_few(self, after: timedelta, command: str) -> None:
+        assert Sidecar.watchdog(after).command == (command,)
+
+    @pytest.mark.parametrize("after", [None, 60, "1h", timedelta(), timedelta(seconds=-1), timedelta(seconds=0.5)])
+    def test_what_is_no_time_to_sleep_is_refused(self, after: Any) -> None:
+        with pytest.raises(InvalidJob, match=r"sidecar\.watchdog"):
+            Sidecar.watchdog(after)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"essential": False},
+            {"entry_point": None},
+            {"entry_point": ["nap"]},
+            {"command": None},
+            {"command": ["1", "2"]},
+            {"command": ["1h"]},
+            {"command": ["0"]},
+            {"command": ["-1"]},
+            {"depends_on": {"proxy": "START"}},
+            {"health_check": HealthCheck(command=["true"])},
+        ],
+        ids=str,
+    )
+    def test_nothing_else_may_have_its_name(self, change: dict[str, Any]) -> None:
+        with pytest.raises(InvalidJob, match=r"Sidecar\.watchdog"):
+            attrs.evolve(Sidecar.watchdog(timedelta(hours=1)), **change)
+
+    def test_nor_may_the_job(self) -> None:
+        with pytest.raises(InvalidJob, match="container_name"):
+            container(container_name="fargate-runner-deadline")
+
+    def test_one_is_enough(self) -> None:
+        with pytest.raises(InvalidJob, match="share a name"):
+            container(sidecars=[Sidecar.watchdog(timedelta(hours=1)), Sidecar.watchdog(timedelta(hours=2))])
+
+    def test_its_limits_are_within_the_jobs(self) -> None:
+        side = Sidecar.watchdog(timedelta(hours=1), vcpu=0.125, memory_gib=0.01)
+
+        assert container(sidecars=[side], vcpu=1).sidecars == (side,)
+
+    def test_it_is_part_of_what_the_job_is(self) -> None:
+        one, other = (container(sidecars=[Sidecar.watchdog(timedelta(hours=hours))]) for hours in (1, 2))
+
+        assert one.fingerprint != other.fingerprint
+
+
 class TestValues:
     @pytest.mark.parametrize("field", [f.name for f in attrs.fields(Job)])
     def test_no_field_can_be_written(self, field: str) -> None:

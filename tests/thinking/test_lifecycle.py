@@ -65,6 +65,7 @@ RULES: list[tuple[Cause, Any, Any, Kind]] = [
     (Cause.STOPPED_ON_REQUEST, ..., Kind.TIMED_OUT, Kind.TIMED_OUT),
     (Cause.STOPPED_ON_REQUEST, ..., Kind.NEVER_STARTED, Kind.NEVER_STARTED),
     (Cause.SIDECAR_ENDED, ..., ..., Kind.FAILED),
+    (Cause.DEADLINE, ..., ..., Kind.TIMED_OUT),
     (Cause.COULD_NOT_START, ..., ..., Kind.NEVER_STARTED),
     (Cause.RECLAIMED, ..., ..., Kind.INTERRUPTED),
     (Cause.HOST_FAILED, ..., ..., Kind.INTERRUPTED),
@@ -162,6 +163,7 @@ class TestClassify:
         ("cause", "word"),
         [
             (Cause.SIDECAR_ENDED, "failures="),
+            (Cause.DEADLINE, "longer timeout"),
             (Cause.OUT_OF_MEMORY, "out_of_memory="),
             (Cause.RECLAIMED, "interruptions="),
             (Cause.VANISHED, "twice"),

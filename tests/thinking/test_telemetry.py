@@ -16,10 +16,14 @@ from fargate_runner import Attempt, JobResult, Kind, LogLine, Outcome, Phase, Pr
 from fargate_runner.telemetry import (
     AttemptEnded,
     AttemptLaunched,
+    AttemptSeen,
     Event,
     JobAccepted,
     JobDetached,
     JobEnded,
+    JobQueued,
+    JobRefused,
+    JobRemembered,
     JournalUnanswered,
     LaunchDelayed,
     LogsIncomplete,
@@ -55,11 +59,28 @@ RESULT = JobResult(
 )
 WHO: dict[str, Any] = {"key": "k", "job": "nightly"}
 EVENTS: list[tuple[Event, str, dict[str, Any]]] = [
+    (JobQueued(**WHO), "job.queued", {}),
+    (JobRefused(**WHO, error="e"), "job.refused", {"error": "e"}),
+    (JobRemembered(**WHO, result=RESULT), "job.remembered", {"result": "failed"}),
     (JobAccepted(**WHO), "job.accepted", {"adopted": False}),
     (
         AttemptLaunched(**WHO, attempt=1, address="a", token="t"),
         "attempt.launched",
         {"attempt": 1, "address": "a", "token": "t"},
+    ),
+    (
+        AttemptSeen(**WHO, attempt=1, address="a", age=2.5, vcpu=1, memory_gib=2, capacity="FARGATE_SPOT"),
+        "attempt.seen",
+        {
+            "attempt": 1,
+            "address": "a",
+            "age": 2.5,
+            "vcpu": 1,
+            "memory_gib": 2,
+            "ephemeral_storage_gib": None,
+            "capacity": "FARGATE_SPOT",
+            "platform": "",
+        },
     ),
     (PhaseReached(**WHO, attempt=1, phase=Phase.RUNNING), "attempt.phase_reached", {"attempt": 1, "phase": "running"}),
     (

@@ -10,6 +10,7 @@ from tenacity import wait_fixed
 
 from fargate_runner import (
     Attempt,
+    Batch,
     HealthCheck,
     InvalidJob,
     Job,
@@ -22,7 +23,6 @@ from fargate_runner import (
     Outcome,
     ProcessBackend,
     Proof,
-    Results,
     Retry,
     Rule,
     Runner,
@@ -32,6 +32,8 @@ from fargate_runner import (
     Size,
     Snapshot,
 )
+from fargate_runner.progress import Progress, Standing, Tally
+from fargate_runner.reports.cost import Cost, cost
 from fargate_runner.telemetry import Event, JobEnded, log_events
 
 
@@ -91,7 +93,7 @@ async def a_runner_runs_jobs(jobs: list[Job], more: AsyncIterator[Job]) -> None:
         async for line in handle.logs():
             assert_type(line.text, str)
         results = runner.map(jobs, concurrency=4, as_completed=True, on_error="collect")
-        assert_type(results, Results)
+        assert_type(results, Batch)
         async for result in results:
             assert_type(result, JobResult)
         async with runner.map(more) as ordered:
@@ -130,3 +132,18 @@ def noticed(event: Event) -> None:
     assert_type(event.title, str)
     if isinstance(event, JobEnded):
         assert_type(event.result, JobResult)
+
+
+async def progress_is_an_observer_and_a_block(jobs: list[Job]) -> None:
+    def show(standing: Standing) -> None:
+        assert_type(standing.cost, Cost | None)
+
+    async with (
+        Progress(len(jobs), mode="plain", listener=show) as progress,
+        Runner(observers=[progress, Tally(), log_events]) as runner,
+    ):
+        progress.total = 5
+        results = [result async for result in runner.map(jobs)]
+    assert_type(progress.standing, Standing)
+    assert_type(cost(results), Cost)
+    assert_type(cost(results[0]) + cost(results[0].attempts[0]), Cost)

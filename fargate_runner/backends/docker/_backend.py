@@ -30,7 +30,7 @@ import attrs
 from anyio import CancelScope
 from anyio.abc import TaskGroup
 
-from fargate_runner._backend import Backend, Identity, Launch, TaskRef, launch_token
+from fargate_runner._backend import Backend, Identity, Launch, TaskRef, is_token_of, launch_token
 from fargate_runner._errors import (
     BackendError,
     BackendUnavailable,
@@ -40,7 +40,7 @@ from fargate_runner._errors import (
     LogsUnavailable,
     RunnerClosed,
 )
-from fargate_runner._job import Job, Secret
+from fargate_runner._job import DEADLINE_CONTAINER, Job, Secret
 from fargate_runner._lifecycle import Cause, LogLine, Phase, Proof, Snapshot
 from fargate_runner.backends.docker import _host, _pause, _spec
 from fargate_runner.backends.docker._engine import Engine, Refused
@@ -67,6 +67,8 @@ _REAP_PATIENCE: Final = 20.0
 _REAP_AGAIN: Final = 3.0
 """Seconds after which a process that was just killed has no create or start under way any more."""
 _REAP_EVERY: Final = 600.0
+_LATE_START_PAUSES: Final = (0.2, 0.3, 0.5, 1.0, 1.0)
+"""Seconds between looks at what a dead process has created: its last request may be under way, and the job be quick."""
 _KEPT: Final = timedelta(hours=1)
 """How long an ended attempt of a dead process is kept, as ECS keeps stopped tasks."""
 _INIT_CODES: Final = {1, 126, 127}
@@ -127,6 +129,10 @@ class _Member:
     @property
     def where(self) -> str:
         return self.id or self.name
+
+    @property
+    def is_watchdog(self) -> bool:
+        return self.container == DEADLINE_CONTAINER
 
 
 @attrs.define(eq=False)
@@ -218,6 +224,8 @@ class DockerBackend(Backend):
     - The metadata endpoint is missing where containers cannot reach this machine (a remote engine, network "none").
     - No AWS credentials reach a job, unless *aws_credentials* returns some when it is called before each launch.
       They are put into the container as a file, where ``docker inspect`` does not show them, and are not renewed.
+    - A watchdog (`Sidecar.watchdog`) holds the process namespace of all containers: the kernel ends them with it, even
+      if this process is dead, at once, with SIGKILL. On Fargate they get SIGTERM and their ``stop_timeout``.
     - An ended attempt is kept until the runner forgets it, or for an hour if its process has died.
 
     Podman's socket is used as it is, best effort: a job killed for memory is told as exit code 137, a command that is
@@ -225,6 +233,8 @@ class DockerBackend(Backend):
     """
 
     name: ClassVar[str] = "docker"
+    starts_later = True
+    """A launch waits for its image, its turn and its sidecars; a container that was never started is removed."""
 
     def __init__(
         self,
@@ -243,7 +253,12 @@ class DockerBackend(Backend):
         self._pulls: dict[str, anyio.Lock] = {}
         self._metadata: MetadataServer | None = None
         self._owner = self._nonce = ""
+        self._engine_id = ""
         self._closing = False
+
+    @property
+    def place(self) -> str:
+        return f"{self.name}/{self._engine_id}" if self._engine_id else self.name
 
     # ---- its own life ----------------------------------------------------------------------------------------------
 
@@ -261,6 +276,7 @@ class DockerBackend(Backend):
         self._nonce = os.urandom(8).hex()
         async with Engine.connected(self._url) as engine:
             self._engine = engine
+            self._engine_id = engine.id
             self._owner = await anyio.to_thread.run_sync(_host.owner_label, self._nonce)
             self.default_concurrency = max(4, 4 * engine.ncpu)
             _host.opened(self._nonce)
@@ -342,18 +358,42 @@ class DockerBackend(Backend):
         job = _of_role(group, "job")
         try:
             if job is None or job["State"] == "created":
-                await self._remove_group(token, group)
+                await self._remove_unstarted(token, group)
             elif job["State"] in {"exited", "dead"}:
                 found = await self._engine.inspect(job["Id"])
                 end = _spec.moment(found["State"]["FinishedAt"]) if found else None
                 if end is None or datetime.now(UTC) - end > _KEPT:
                     await self._remove_group(token, group)
                 else:
-                    for other in group:
+                    for other in sorted(group, key=_is_watchdog):
                         if other is not job and other["State"] == "running":
                             await self._engine.stop(other["Id"], int(other["Labels"].get(f"{LABEL}stop-timeout", "30")))
         except BackendError:
             return  # somebody else was quicker, or the engine is away
+
+    async def _remove_unstarted(self, token: str, group: Iterable[Mapping[str, Any]]) -> bool:
+        """Remove what a dead process has created, unless its last request has started it after all; say which."""
+        members = list(group)
+        job = _of_role(members, "job")
+        if job is not None and not await self._stays_created(job["Id"]):
+            return False
+        await self._remove_group(token, members)
+        return True
+
+    async def _stays_created(self, container: str) -> bool:
+        """
+        Whether a container of a dead process was never started, and will not be.
+
+        One that was started and is over by now would be removed as well, and its job run a second time.
+        """
+        for pause in (*_LATE_START_PAUSES, None):
+            there = await self._engine.inspect(container)
+            if there is not None and _was_started(there):
+                return False
+            if there is None or pause is None:
+                break
+            await anyio.sleep(pause)
+        return True
 
     async def _remove_group(self, token: str, group: Iterable[Mapping[str, Any]]) -> None:
         """Remove the containers of an attempt whose own container does not run; nothing if it does after all."""
@@ -528,11 +568,12 @@ class DockerBackend(Backend):
             trouble, evidence = record.failure.trouble, record.failure.evidence
             proof = Proof(source="docker-engine", seen_at=now, evidence=evidence)
             if first := _ended_first(record):
+                over = first.is_watchdog and first.exit_code == 0
+                said = f"the essential sidecar {first.container!r} ended with exit code {first.exit_code}"
                 snapshot = Snapshot(
                     phase=Phase.ENDED,
-                    cause=Cause.SIDECAR_ENDED,
-                    reason=f"the essential sidecar {first.container!r} ended with exit code {first.exit_code} "
-                    "before the job had started",
+                    cause=Cause.DEADLINE if over else Cause.SIDECAR_ENDED,
+                    reason=f"{'the hard deadline passed' if over else said} before the job had started",
                     proof=proof,
                 )
             else:
@@ -562,9 +603,11 @@ class DockerBackend(Backend):
             except BackendError as exc:
                 trouble.append(exc)
 
-        async with anyio.create_task_group() as tasks:
-            for member in running:
-                tasks.start_soon(guarded, member)
+        # A watchdog would take the others along, without the time that they have to end.
+        for together in ([m for m in running if not m.is_watchdog], [m for m in running if m.is_watchdog]):
+            async with anyio.create_task_group() as tasks:
+                for member in together:
+                    tasks.start_soon(guarded, member)
         unavailable = [exc for exc in trouble if isinstance(exc, BackendUnavailable)]
         if unavailable:
             raise unavailable[0]
@@ -610,8 +653,10 @@ class DockerBackend(Backend):
             mount, tmpfs = await self._announce_scratch(record)
             if record.shared and self._engine.is_here:
                 record.cgroup = _host.cgroup_parent(launch.token, driver=self._engine.cgroup_driver)
-            # The job's own first: whoever has its name has the launch.
-            for part, member in reversed([*zip(parts, [*record.others[record.shared :], record.job], strict=True)]):
+            # The job's own first: whoever has its name has the launch. Before it only a watchdog, that all others name.
+            members = [*zip(parts, [*record.others[record.shared :], record.job], strict=True)]
+            members.sort(key=lambda pair: pair[1].is_watchdog)
+            for part, member in reversed(members):
                 await self._create(record, part, member, credentials, mount=mount, tmpfs=tmpfs)
             if record.shared:
                 await self._hold_network(record)
@@ -694,8 +739,9 @@ class DockerBackend(Backend):
                 owner = there["Config"]["Labels"].get(f"{LABEL}owner")
                 if owner == self._owner:
                     return str(there["Id"])
-                is_unstarted = there["State"]["Status"] == "created"
-                if not is_unstarted or not await anyio.to_thread.run_sync(_host.is_dead, owner):
+                if _was_started(there) or not await anyio.to_thread.run_sync(_host.is_dead, owner):
+                    raise _Met
+                if not await self._stays_created(there["Id"]):
                     raise _Met
                 await self._engine.remove(there["Id"], force=False)
             # The engine takes a name some moments before it shows the container.
@@ -1129,9 +1175,10 @@ class DockerBackend(Backend):
             if _spec.job_name(token) in self._records:
                 continue
             job = _of_role(group, "job")
-            if (job is None or job["State"] == "created") and await _is_abandoned(group):
-                await self._remove_group(token, group)
-            elif job is not None:
+            is_unstarted = (job is None or job["State"] == "created") and await _is_abandoned(group)
+            if is_unstarted and await self._remove_unstarted(token, group):
+                continue
+            if job is not None:
                 refs.append(_ref_of(job["Labels"]))
         refs.extend(
             record.ref
@@ -1141,6 +1188,22 @@ class DockerBackend(Backend):
             and record.snapshot.cause is not Cause.VANISHED
         )
         return sorted(refs, key=lambda ref: (ref.attempt, ref.created_at or datetime.min.replace(tzinfo=UTC)))
+
+    async def living(self, namespace: str) -> list[TaskRef]:
+        self._check_open()
+        refs: list[TaskRef] = []
+        for found in await self._engine.list(f"{LABEL}namespace={namespace}", f"{LABEL}role=job"):
+            labels = found["Labels"]
+            if (
+                found["State"] not in {"exited", "dead", "removing"}
+                and _is_launch(found)
+                and _spec.job_name(labels[f"{LABEL}token"]) not in self._records
+            ):
+                refs.append(_ref_of(labels))
+        refs.extend(
+            record.ref for record in self._records.values() if record.namespace == namespace and not record.ended
+        )
+        return refs
 
     async def forget(self, ref: TaskRef) -> None:
         self._check_open()
@@ -1155,9 +1218,13 @@ class DockerBackend(Backend):
 
     async def _remove(self, record: _Record) -> None:
         """Remove what an ended attempt holds. The job's own container last: by it the others are found."""
-        for member in record.others:
-            if member.id:
-                await self._engine.remove(member.id, force=True)
+        others = [member.id for member in record.others if member.id]
+        if record.shared and record.launch is None:
+            # It was met while another process still made its containers: we may not have seen all of them.
+            found = await self._engine.list(f"{LABEL}token={record.ref.token}")
+            others = [part["Id"] for part in found if part["Labels"].get(f"{LABEL}role") != "job"]
+        for other in others:
+            await self._engine.remove(other, force=True)
         await self._free(record)
         # Without force: what should be over, but is not, stays and is found.
         if record.job.id and record.snapshot.cause is not Cause.VANISHED:
@@ -1187,11 +1254,11 @@ class DockerBackend(Backend):
         shared = labels.get(f"{LABEL}shared") == "yes"
         group = await self._engine.list(f"{LABEL}token={token}") if shared else []
         status = found["State"]["Status"]
-        if status == "created" and not found["State"].get("Error"):
+        if not _was_started(found) and not found["State"].get("Error"):
             owner = labels.get(f"{LABEL}owner")
             if await anyio.to_thread.run_sync(_host.is_dead, owner):
-                await self._remove_group(token, group or [{"Id": found["Id"], "Labels": labels}])
-                return None
+                unstarted = group or [{"Id": found["Id"], "Labels": labels}]
+                return None if await self._remove_unstarted(token, unstarted) else await self._adopt(address)
         created = _spec.moment(found["Created"])
         signals = (
             await self._engine.signals_sent(found["Id"], created)
@@ -1281,6 +1348,11 @@ class DockerBackend(Backend):
     async def _meet(self, record: _Record) -> None:
         """Go on with a record whose containers turned out to be another process's."""
         found = await self._insist(record, partial(self._engine.inspect, record.job.name))
+        for pause in _NAME_PAUSES if any(member.is_watchdog for member in record.others) else ():
+            if found is not None:
+                break
+            await anyio.sleep(pause)  # the other process has made the watchdog, and is about to make the job's own
+            found = await self._insist(record, partial(self._engine.inspect, record.job.name))
         if found is None:
             record.failure = _Unstartable(
                 Trouble("another process has used the same token meanwhile", "submit the job again", True),
@@ -1342,6 +1414,27 @@ def _ended_first(record: _Record) -> _Member | None:
 
 def _of_role(group: Iterable[Mapping[str, Any]], role: str) -> Any:
     return next((part for part in group if part["Labels"].get(f"{LABEL}role") == role), None)
+
+
+def _is_watchdog(found: Mapping[str, Any]) -> bool:
+    return bool(found["Labels"].get(f"{LABEL}container") == DEADLINE_CONTAINER)
+
+
+def _is_launch(found: Mapping[str, Any]) -> bool:
+    """Whether the labels of a container are those of one launch of ours, and its name as well."""
+    labels = found["Labels"]
+    try:
+        namespace, key, token = (labels[f"{LABEL}{name}"] for name in ("namespace", "key", "token"))
+        attempt = int(labels[f"{LABEL}attempt"])
+    except (KeyError, ValueError):
+        return False
+    named = f"/{_spec.job_name(token)}" in (found.get("Names") or ())
+    return named and is_token_of(token, DockerBackend.name, namespace, key, attempt)
+
+
+def _was_started(found: Mapping[str, Any]) -> bool:
+    """Whether a container ever ran. Its status does not tell: one that is being removed is in neither state."""
+    return _spec.moment(found["State"]["StartedAt"]) is not None
 
 
 async def _is_abandoned(group: Iterable[Mapping[str, Any]]) -> bool:

@@ -144,6 +144,8 @@ class Engine:
         self._pipes = _Pipes(path) if path != endpoint.url else None
         self._prefix = ""
         self._docker: aiodocker.Docker | None = None
+        self.id = ""
+        """The engine's own; empty where it has none (Podman)."""
         self.ncpu = 1
         self.architecture = "amd64"
         self.cgroup_version = ""
@@ -218,6 +220,7 @@ class Engine:
 
     async def _learn(self, version: Mapping[str, Any]) -> None:
         found = await self.call("GET", "/info")
+        self.id = str(found.get("ID") or "")
         self.ncpu = int(found.get("NCPU") or 1)
         self.architecture = str(version.get("Arch") or "amd64")
         self.cgroup_version = str(found.get("CgroupVersion") or "1")
@@ -464,10 +467,7 @@ class Engine:
             found = await self.call("GET", f"/networks/{network}")
         except Refused:
             return None
-        for part in (found.get("IPAM") or {}).get("Config") or ():
-            if part.get("Gateway"):
-                return str(part["Gateway"])
-        return None
+        return _spec.gateway(found)
 
 
 class _Pipes:

@@ -8,6 +8,7 @@ registry that is down.
 from __future__ import annotations
 
 import io
+import ipaddress
 import re
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ import attrs
 
 from fargate_runner._backend import Identity
 from fargate_runner._errors import InvalidJob
-from fargate_runner._job import HealthCheck, Job, SecretRef, Sidecar, start_order
+from fargate_runner._job import DEADLINE_CONTAINER, HealthCheck, Job, SecretRef, Sidecar, start_order
 from fargate_runner._lifecycle import Cause, Phase, Proof, Snapshot
 
 __all__ = [
@@ -33,11 +34,13 @@ __all__ = [
     "explain",
     "explain_init",
     "finished_first",
+    "gateway",
     "image_platform",
     "is_init_failure",
     "job_name",
     "moment",
     "name_of",
+    "passed_deadline",
     "pause_body",
     "pause_name",
     "plan",
@@ -50,6 +53,9 @@ LABEL: Final = "fargate-runner."
 _GIB: Final = 1 << 30
 _MIB: Final = 1 << 20
 _PLATFORMS: Final = {"X86_64": "linux/amd64", "ARM64": "linux/arm64"}
+
+_TOGETHER: Final = timedelta(seconds=10)
+"""How far apart a loaded engine may report ends that were one."""
 
 CREDENTIALS_FILE: Final = "/.fargate-runner/aws-credentials"
 
@@ -113,12 +119,13 @@ def plan(
     *images* tells the id and the platform of each image that is there already; *cpus* is how many the engine has.
     """
     shared = bool(job.sidecars)
+    watchdog = next((side for side in job.sidecars if side.is_watchdog), None)
     parts: dict[str, Job | Sidecar] = {side.name: side for side in job.sidecars} | {job.container_name: job}
     asked = _PLATFORMS.get(job.architecture or "")
     nano = _nano(job.size.vcpu, cpus)
     memory = job.size.memory_mib * _MIB
     containers: list[dict[str, Any]] = []
-    for name in start_order(job):
+    for name in sorted(start_order(job), key=lambda name: name != DEADLINE_CONTAINER):
         part = parts[name]
         image = str(part.image)
         found = images.get(image)
@@ -148,6 +155,11 @@ def plan(
         waits = job.depends_on if own else part.depends_on
         if own and waits is None:
             waits = {side.name: "START" for side in job.sidecars}
+        if watchdog is not None and part is not watchdog:
+            # The first process of a process namespace takes all others in it along, and the kernel sees to that: an
+            # engine ends no container because of another, and we may be dead by then. Its init is theirs as well.
+            body["HostConfig"] |= {"PidMode": f"container:{name_of(token, watchdog.name)}", "Init": False}
+            waits = {watchdog.name: "START", **(waits or {})}
         containers.append(
             {
                 "name": job_name(token) if own else name_of(token, name),
@@ -396,8 +408,8 @@ _TROUBLES: Final[Sequence[tuple[str, Trouble]]] = [
         Trouble("the network that the backend was told to use does not exist", "create it, or name another one"),
     ),
     (
-        r"cannot join network of a non running container|cannot allocate memory|resource temporarily unavailable|"
-        r"no available .*ipv4|failed to create shim|timeout",
+        r"cannot join (?:network|pid namespace) of a non running container|cannot allocate memory|"
+        r"resource temporarily unavailable|no available .*ipv4|failed to create shim|timeout",
         Trouble("the engine could not start a container now", "try again, with fewer at a time", True),
     ),
 ]
@@ -483,6 +495,8 @@ def _cause(job: Mapping[str, Any], sidecars: list[Mapping[str, Any]], facts: End
     state = job["State"]
     if facts.stopped is not None:
         return Cause.STOPPED_ON_REQUEST, facts.stopped
+    if passed_deadline(job, sidecars):
+        return Cause.DEADLINE, f"the hard deadline passed: {DEADLINE_CONTAINER!r} took the job with it"
     first = finished_first(job, sidecars)
     if first is not None:
         name, code = first["Config"]["Labels"][f"{LABEL}container"], first["State"]["ExitCode"]
@@ -515,6 +529,26 @@ def finished_first(job: Mapping[str, Any], sidecars: Iterable[Mapping[str, Any]]
     return min(over)[2] if over else None
 
 
+def passed_deadline(job: Mapping[str, Any], sidecars: Iterable[Mapping[str, Any]]) -> bool:
+    """
+    Whether the watchdog had slept its time, and the kernel killed the job with it.
+
+    Told to end before that, it says 143. Where nobody was left to tell it so, it also sleeps on after a job that ended
+    by itself; and of those that die together, the first process of the namespace is the last to be reported.
+    """
+    end = moment(job["State"].get("FinishedAt"))
+    if job["State"]["ExitCode"] != 137 or job["State"].get("OOMKilled") or end is None:
+        return False
+    return any(
+        side["State"]["ExitCode"] == 0
+        and not side["State"].get("Running")
+        and (at := moment(side["State"].get("FinishedAt"))) is not None
+        and abs(at - end) <= _TOGETHER
+        for side in sidecars
+        if side["Config"]["Labels"].get(f"{LABEL}container") == DEADLINE_CONTAINER
+    )
+
+
 def _is_bystander(job: Mapping[str, Any], sidecars: list[Mapping[str, Any]]) -> bool:
     """
     Whether the memory kill that the engine notes for the job was a sidecar's.
@@ -531,6 +565,22 @@ def _is_bystander(job: Mapping[str, Any], sidecars: list[Mapping[str, Any]]) -> 
         and (end is None or at < end)
         for side in sidecars
     )
+
+
+def gateway(network: Mapping[str, Any]) -> str | None:
+    """Return the address at which containers of a network see the engine's machine, or None if nobody can know it."""
+    parts = (network.get("IPAM") or {}).get("Config") or ()
+    for part in parts:
+        if part.get("Gateway"):
+            return str(part["Gateway"])
+    if network.get("Driver") != "bridge":
+        return None
+    # The daemon that made docker0 does not tell its address, only the next one does (Docker 20.10; moby #26799).
+    for part in parts:
+        if part.get("Subnet"):
+            subnet = ipaddress.ip_network(part["Subnet"], strict=False)
+            return str(subnet.network_address + 1)
+    return None
 
 
 def could_not_start(

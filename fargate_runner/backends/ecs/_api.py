@@ -23,6 +23,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 from urllib.parse import urlsplit
 
@@ -95,6 +96,7 @@ _BY_CODE: Final[Mapping[str, Trouble]] = {
             *("ServerException", "InternalFailure", "InternalError", "InternalServerError", "InternalServerException"),
             *("InternalServiceError", "InternalServiceException", "ServiceUnavailable", "ServiceUnavailableException"),
             *("Unavailable", "RequestTimeout", "RequestTimeoutException", "RequestTimeTooSkewed"),
+            "ReplicatedWriteConflictException",  # DynamoDB: a global table, written in two regions at once
             "OperationAbortedException",  # CloudWatch Logs: "Multiple requests to update the same resource"
         ),
         Trouble.TRANSIENT,
@@ -111,6 +113,8 @@ _BY_CODE: Final[Mapping[str, Trouble]] = {
     ),
     "NotImplemented": Trouble.INVALID,  # 501, and still so at the next try
     "ConflictException": Trouble.CONFLICT,
+    "ConditionalCheckFailedException": Trouble.CONFLICT,
+    "ResourceInUseException": Trouble.CONFLICT,
     "BucketAlreadyOwnedByYou": Trouble.CONFLICT,
 }
 
@@ -185,7 +189,8 @@ class ApiError(BackendError):
 
     ``trouble`` is its kind; ``code``, ``aws_message``, ``request_id`` and ``status`` are AWS's own words, as far as
     there are any. ``action`` and ``resource`` are the missing permission if it was denied. ``resource_ids`` are those
-    of a conflict. ``in_doubt``: it, or an earlier try of the same call, may have had its effect all the same.
+    of a conflict, ``item`` is what was there instead, of a condition of DynamoDB's. ``in_doubt``: it, or an earlier try
+    of the same call, may have had its effect all the same.
     """
 
     def __init__(
@@ -199,6 +204,7 @@ class ApiError(BackendError):
         resource_ids: tuple[str, ...] = (),
         *,
         in_doubt: bool = False,
+        item: Mapping[str, Any] | None = None,
     ) -> None:
         self.trouble = trouble_of(code, message, status) if trouble is None else trouble
         denied = _DENIED.search(message) if self.trouble is Trouble.DENIED else None
@@ -215,10 +221,11 @@ class ApiError(BackendError):
         self.status = status
         self.resource_ids = resource_ids
         self.in_doubt = in_doubt
+        self.item = item
 
     def __reduce__(self) -> Any:
         words = (self.operation, self.code, self.aws_message, self.request_id, self.status, self.trouble)
-        return type(self), (*words, self.resource_ids), {"in_doubt": self.in_doubt}
+        return type(self), (*words, self.resource_ids), {"in_doubt": self.in_doubt, "item": self.item}
 
 
 def _advice(trouble: Trouble, code: str, message: str, action: str, resource: str) -> str:
@@ -293,6 +300,8 @@ class _Quota:
 # All operations of a bucket share it. Figures of Logs are calls a second, with nothing said of bursts.
 _QUOTAS: Final[Mapping[str, _Quota]] = {
     "ecs.run-task": _Quota(20, 20, ("ecs.RunTask",), "run_task"),
+    "fargate.launches": _Quota(100, 20, (), "run_task"),
+    "fargate.spot-launches": _Quota(100, 20, (), "run_task"),
     "ecs.modify": _Quota(100, 40, ("ecs.RunTask", "ecs.StopTask", "ecs.StartTask", "ecs.ExecuteCommand"), "modify"),
     "ecs.read": _Quota(100, 20, ("ecs.DescribeTasks", "ecs.ListTasks", "ecs.DescribeContainerInstances"), "read"),
     "ecs.definition-modify": _Quota(20, 1, ("ecs.RegisterTaskDefinition", "ecs.DeregisterTaskDefinition"), "register"),
@@ -314,9 +323,16 @@ _QUOTAS: Final[Mapping[str, _Quota]] = {
     "logs.retention": _Quota(5, 5, ("logs.PutRetentionPolicy",)),
     "logs.tail": _Quota(5, 5, ("logs.StartLiveTail",)),
     "s3": _Quota(200, 200, ("s3.PutObject", "s3.GetObject")),
+    # What one partition of a table takes: the pages of a namespace are in one.
+    "dynamodb.write": _Quota(1000, 1000, ("dynamodb.PutItem", "dynamodb.DeleteItem")),
+    "dynamodb.read": _Quota(1000, 1000, ("dynamodb.GetItem", "dynamodb.BatchGetItem", "dynamodb.Query")),
+    "sqs": _Quota(300, 300, ("sqs.ReceiveMessage", "sqs.DeleteMessageBatch")),  # a queue takes nearly any number
 }
 _OTHER: Final = _Quota(20, 10)
 """Of what is asked seldom, and has no published figure here: each operation by itself."""
+
+_LAUNCHES: Final = ("fargate.launches", "fargate.spot-launches")
+"""Of tasks, not of calls: the rates at which Fargate launches them."""
 
 _SLOW_REGIONS: Final = ("eu-central-1", "ap-northeast-3", "ap-southeast-3", "ca-west-1", "il-central-1")
 _BY_REGION: Final[Mapping[str, Mapping[str, float]]] = {
@@ -354,29 +370,29 @@ class _Bucket:
         """Tokens that were taken and not used yet. AWS has not counted them, so none is refilled in their place."""
         self._turn = anyio.Lock()  # fair: its waiters are served first come, first served
 
-    async def take(self) -> None:
-        """Wait for a token and take it."""
-        if not self._turn.locked() and self._missing() <= 0.0:
-            self._tokens -= 1.0
+    async def take(self, tokens: int = 1) -> None:
+        """Wait for tokens and take them."""
+        if not self._turn.locked() and self._missing(tokens) <= 0.0:
+            self._tokens -= tokens
             return
         async with self._turn:
-            while (missing := self._missing()) > 0.0:  # noqa: ASYNC110 (time is the event)
+            while (missing := self._missing(tokens)) > 0.0:  # noqa: ASYNC110 (time is the event)
                 await anyio.sleep(max(_TICK, missing / (self._rate * self.pace)))
-            self._tokens -= 1.0
+            self._tokens -= tokens
 
-    def hold(self) -> None:
-        """Let the token just taken count as unused, until it is let go."""
-        self._held += 1
+    def hold(self, tokens: int = 1) -> None:
+        """Let the tokens just taken count as unused, until they are let go."""
+        self._held += tokens
 
-    def let_go(self) -> None:
-        """Let a held token count as used."""
+    def let_go(self, tokens: int = 1) -> None:
+        """Let held tokens count as used."""
         self._missing()
-        self._held -= 1
+        self._held -= tokens
 
-    def give_back(self) -> None:
-        """Return a token that was held and not used."""
-        self.let_go()
-        self._tokens += 1.0
+    def give_back(self, tokens: int = 1) -> None:
+        """Return tokens that were held and not used."""
+        self.let_go(tokens)
+        self._tokens += tokens
 
     def throttled(self) -> None:
         """AWS says that it is too much: whatever the published figure is, others use it too."""
@@ -386,25 +402,30 @@ class _Bucket:
             self.pace = max(_SLOWEST, self.pace * _CUT)
             self._cut_at = self._at
 
-    def _missing(self) -> float:
+    def _missing(self, tokens: int = 1) -> float:
         now = anyio.current_time()
         passed, self._at = now - self._at, now
         self.pace = min(1.0, self.pace + passed * _GROWTH)
-        most = max(1.0, self._burst * self.pace) - self._held
+        most = max(float(tokens), self._burst * self.pace) - self._held
         self._tokens = min(most, self._tokens + passed * self._rate * self.pace)
         # Times are floats: a call each 1/20 s must find its token although 0.05 is not exact.
-        return 1.0 - 1e-9 - self._tokens
+        return tokens - 1e-9 - self._tokens
+
+
+def _make_bucket(name: str, budget: Budget, region: str) -> _Bucket:
+    quota = _QUOTAS[name]
+    asked = getattr(budget, quota.option) if quota.option else None
+    rate = asked or _BY_REGION.get(name, {}).get(region, quota.rate)
+    # Logs counts calls a second: what is saved up must not make it more in any one of them.
+    burst = 0.15 * rate if name.startswith("logs.") else quota.burst * rate / quota.rate
+    return _Bucket(name, burst * budget.share, rate * budget.share)
 
 
 def _make_buckets(budget: Budget, region: str) -> dict[str, tuple[_Bucket, ...]]:
     """Return the buckets of each operation, the narrowest first."""
     by_operation: dict[str, tuple[_Bucket, ...]] = {}
     for name, quota in _QUOTAS.items():
-        asked = getattr(budget, quota.option) if quota.option else None
-        rate = asked or _BY_REGION.get(name, {}).get(region, quota.rate)
-        # Logs counts calls a second: what is saved up must not make it more in any one of them.
-        burst = 0.15 * rate if name.startswith("logs.") else quota.burst * rate / quota.rate
-        bucket = _Bucket(name, burst * budget.share, rate * budget.share)
+        bucket = _make_bucket(name, budget, region)
         for operation in quota.operations:
             by_operation[operation] = (*by_operation.get(operation, ()), bucket)
     return by_operation
@@ -426,6 +447,45 @@ class Stats:
     """How often clients were made again for fresh credentials."""
 
 
+# ---- AWS's own time -------------------------------------------------------------------------------------------------
+
+_CLOCK_READ_EVERY: Final = 60.0
+"""Seconds: two clocks do not drift apart much faster than a header tells, which is whole seconds."""
+
+
+class _Clock:
+    """
+    What time it is at AWS: the ``Date`` of its replies, kept as an offset to the monotonic clock.
+
+    This machine's own time may be wrong, and be set while a job runs; AWS's stamps must not be compared with it.
+    """
+
+    def __init__(self) -> None:
+        self.due = float("-inf")
+        """The moment of the loop from which on the next reply is read."""
+        self._zero: datetime | None = None
+
+    def learn(self, reply: Mapping[str, Any], now: float) -> None:
+        """Read the time that a reply tells, which came in *now*; one that tells none changes nothing."""
+        meta = reply.get("ResponseMetadata")
+        headers = meta.get("HTTPHeaders") if isinstance(meta, Mapping) else None
+        said = headers.get("date") if isinstance(headers, Mapping) else None
+        if not isinstance(said, str):
+            return
+        from email.utils import parsedate_to_datetime  # botocore has loaded it by now
+
+        try:
+            told = parsedate_to_datetime(said)
+            self._zero = (told if told.tzinfo is not None else told.replace(tzinfo=UTC)) - timedelta(seconds=now)
+        except (ValueError, OverflowError, TypeError):
+            return
+        self.due = now + _CLOCK_READ_EVERY
+
+    def at(self, now: float) -> datetime | None:
+        """Return the time at a moment of the loop; None before any reply has told it."""
+        return None if self._zero is None else self._zero + timedelta(seconds=now)
+
+
 # ---- sessions and clients ------------------------------------------------------------------------------------------
 
 _CONNECT_TIMEOUT: Final = 5.0
@@ -445,7 +505,7 @@ PLAIN_REPLIES: Final = frozenset(
         *("GetLogEventsResponse", "FilterLogEventsResponse"),
     }
 )
-_PRELOADED: Final = ("ecs", "logs", "sts", "ssm", "s3", "ec2")
+_PRELOADED: Final = ("ecs", "logs", "sts", "ssm", "s3", "ec2", "sqs", "events", "dynamodb")
 
 
 @attrs.frozen(kw_only=True)
@@ -674,6 +734,7 @@ class Api:
         self.parser = "stock"
         """``fast`` if large replies are read as plain JSON, ``stock`` if botocore reads them."""
         self.stats = Stats()
+        self._clock = _Clock()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -694,9 +755,11 @@ class Api:
         self._worked = self._reached = False
         self._caller: Caller | None = None
         self._caller_asked_at = float("-inf")
+        self._clock = _Clock()
         try:
             self.region = await self._find_region()
             self._buckets = _make_buckets(self._budget, self.region)
+            self._launches = tuple(_make_bucket(name, self._budget, self.region) for name in _LAUNCHES)
             yield
         finally:
             self._loop = None
@@ -708,6 +771,7 @@ class Api:
         self,
         operation: str,
         throttle_patience: float = float("inf"),
+        patience: float = float("inf"),
         may_be_sent: Callable[[], bool] = lambda: True,
         /,
         **request: Any,
@@ -716,8 +780,8 @@ class Api:
         Ask AWS: ``await api.call("ecs.RunTask", cluster=…)``. Safe to cancel; its effect is then unknown.
 
         Throttles are waited out, without end unless *throttle_patience* gives one in seconds. What AWS or the way to it
-        fails in is tried again for two minutes, what expired credentials fail in for a quarter of an hour; always with
-        the very same request. *may_be_sent* is asked before each try.
+        fails in is tried again for two minutes, what expired credentials fail in for a quarter of an hour, or for
+        *patience* seconds if that is less; always with the very same request. *may_be_sent* is asked before each try.
 
         :raises ApiError: AWS's own error, or none of its answers; or it may not be sent any more
         :raises BackendUnavailable: AWS cannot be reached at all: no credentials, no region, no way to the endpoint
@@ -727,7 +791,14 @@ class Api:
         if operation == "ecs.RunTask":
             # botocore would make up a new one for each try, and each would start a task.
             assert request.get("clientToken"), "a RunTask without a clientToken must not be sent twice"
-        asked = _Call(self, operation, request, throttle_patience=throttle_patience, may_be_sent=may_be_sent)
+        asked = _Call(
+            self,
+            operation,
+            request,
+            patience=patience,
+            throttle_patience=throttle_patience,
+            may_be_sent=may_be_sent,
+        )
         return await self._try(asked)
 
     async def _try(self, call: _Call) -> dict[str, Any]:
@@ -754,10 +825,23 @@ class Api:
                 raise
             raise error from exc
 
-    async def reserve(self, operation: str) -> None:
-        """Wait for a turn, and keep it for the next call of *operation*, which then does not wait."""
+    async def reserve(self, operation: str, *, launches: int = 0, spot: bool = False) -> None:
+        """
+        Wait for a turn, and keep it for the next call of *operation*, which then does not wait.
+
+        *launches* is how many tasks that will launch on Fargate: AWS counts those as well, Spot's apart.
+        """
         self._check_open()
-        await self._hold(self._buckets_of(operation))
+        fargate = self._launches[spot]
+        if launches:
+            await fargate.take(launches)
+            fargate.hold(launches)
+        try:
+            await self._hold(self._buckets_of(operation))
+        except BaseException:
+            fargate.give_back(launches)
+            raise
+        fargate.let_go(launches)
         self._reserved[operation] += 1
 
     async def caller(self) -> Caller | None:
@@ -779,6 +863,10 @@ class Api:
         """Return the number of the account; empty if STS does not tell."""
         caller = await self.caller()
         return "" if caller is None else caller.account
+
+    def now(self) -> datetime | None:
+        """Return AWS's time, as its replies tell it, to about a second; None before the first one. Asks nobody."""
+        return None if self._loop is None else self._clock.at(self._loop.time())
 
     # ---- what a call needs -----------------------------------------------------------------------------------------
 
@@ -1024,6 +1112,9 @@ class _Call:
                 raise
             raise error from exc
         api._worked = api._reached = True
+        now = anyio.current_time()
+        if now >= api._clock.due:
+            api._clock.learn(reply, now)
         return reply
 
     async def _ask(self, client: Any) -> dict[str, Any]:
@@ -1052,6 +1143,9 @@ class _Call:
         if trouble is Trouble.THROTTLED:
             api.stats.throttles[self._operation] += 1
             buckets[0].throttled()
+            if self._operation == "ecs.RunTask":  # AWS does not say which of its buckets was empty
+                for fargate in api._launches:
+                    fargate.throttled()
         elif trouble is Trouble.EXPIRED:
             await api._renew(generation)
 
@@ -1184,4 +1278,5 @@ def _from_response(response: Mapping[str, Any], operation: str) -> ApiError:
         trouble=trouble,
         resource_ids=tuple(map(str, response.get("resourceIds") or ())),
         in_doubt=trouble in {Trouble.TRANSIENT, Trouble.UNKNOWN},
+        item=response.get("Item"),
     )

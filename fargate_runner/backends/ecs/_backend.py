@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Final, Self
 import anyio
 import attrs
 
-from fargate_runner._backend import Backend, Identity, Launch, TaskRef, launch_token, sheltered_tasks
+from fargate_runner._backend import Backend, Identity, Launch, TaskRef, Together, launch_token, sheltered_tasks
 from fargate_runner._errors import (
     BackendError,
     InvalidJob,
@@ -34,6 +34,7 @@ from fargate_runner._lifecycle import Cause, LogLine, Phase, Proof, Snapshot
 from fargate_runner.backends.ecs import _discover, _wire
 from fargate_runner.backends.ecs._api import Api, ApiError, Budget, Trouble
 from fargate_runner.backends.ecs._config import Capacity, EcsOptions, LogGroup, Network, Roles
+from fargate_runner.backends.ecs._events import EventReader, check_queue, drop_events, make_events
 from fargate_runner.backends.ecs._logs import LogCadence, LogReader
 from fargate_runner.backends.ecs._taskdefs import Definition, TaskDefinitions
 from fargate_runner.backends.ecs._watch import Cadence, Watch
@@ -54,6 +55,8 @@ _THROTTLES_PATIENCE: Final = 60.0
 Seconds of nothing but throttles after which a launch is given back to the caller, who may not want it any more: it is
 not cancelled, so it must not wait for the end of throttles for ever.
 """
+_ALL_LISTED_WITHIN: Final = timedelta(minutes=55)
+"""How long after a launch none of its tasks can be forgotten: ECS keeps a stopped one for an hour."""
 _TURN_KEPT: Final = 10.0
 """Seconds after which a turn that was waited for counts as not wanted any more."""
 _CLEANING_UP: Final = 60.0
@@ -98,6 +101,8 @@ class EcsBackend(Backend):
     - ``secret_prefix``: a path in SSM's Parameter Store where the values of `Secret` are kept while their job runs;
       without one, only references (`SecretRef`) are taken
     - ``tags``: put on every task, below the job's own
+    - ``events``: name or URL of an SQS queue that EventBridge feeds, which tells of ends sooner than polling and for
+      fewer calls; this backend's alone. `make_events` makes it
     - ``session``: any aioboto3 or aiobotocore session; by default a new ``aioboto3.Session()``
     - ``budget``: how much of AWS's API quotas to use, where they were raised or are shared
     - ``cadence``, ``log_cadence``: how often tasks and lines are asked for; mostly for tests
@@ -110,6 +115,8 @@ class EcsBackend(Backend):
     answer_patience = 900.0
     """Calls wait for their turn under AWS's quotas, and for the end of a throttling storm."""
     default_concurrency = 1000
+    launches_together = 10
+    """Tasks that one RunTask takes (Amazon ECS API Reference)."""
 
     def __init__(
         self,
@@ -123,6 +130,7 @@ class EcsBackend(Backend):
         spill_to: str | None = None,
         secret_prefix: str | None = None,
         tags: Mapping[str, str] | None = None,
+        events: str | None = None,
         region: str | None = None,
         session: Any | None = None,
         endpoint_url: str | None = None,
@@ -141,6 +149,7 @@ class EcsBackend(Backend):
         self._bucket, self._spill_prefix = _check_spill(spill_to)
         self._secret_prefix = _check_secret_prefix(secret_prefix)
         self._tags = dict(tags or {})
+        self._events = check_queue(events)
         self._utcnow = utcnow
         self._cadence = cadence or Cadence()
         self._log_cadence = log_cadence or LogCadence()
@@ -176,8 +185,50 @@ class EcsBackend(Backend):
             self.log_group = found.log_group
         self.chosen = found.why
 
+    @property
+    def place(self) -> str:
+        return f"{self.name}/{self._api.region}/{_wire.cluster_name(self.cluster)}"
+
     def now(self) -> datetime:
-        return self._utcnow()
+        return self._api.now() or self._utcnow()
+
+    async def make_events(self, *, namespace: str | None = None) -> str:
+        """
+        Make the queue that ``events`` names and the EventBridge rule of that name that feeds it; return its URL.
+
+        What is there stays. Only that rule may send to the queue, and it sends what becomes of tasks of this library in
+        this cluster; with *namespace*, only of runners of that one. Needs no open backend, and costs next to nothing.
+
+        :raises BackendError: something could not be made, or a queue of that name has a policy of its own
+        """
+        async with self._door() as api:
+            if not self.cluster:
+                await self._settle()
+            return await make_events(api, self._events, self.cluster, namespace=namespace)
+
+    async def drop_events(self) -> None:
+        """Delete the queue that ``events`` names, and its rule. What is not there is no error."""
+        async with self._door() as api:
+            await drop_events(api, self._events)
+
+    @asynccontextmanager
+    async def _door(self) -> AsyncGenerator[Api]:
+        """The door to AWS, opened for a moment if the backend is not open."""
+        if self.is_open:
+            yield self._api
+            return
+        async with self._api.running():
+            yield self._api
+
+    async def ask_time(self) -> datetime:
+        self._check_open()
+        if self._api.now() is None:
+            try:
+                await self._api.call("ecs.DescribeClusters", clusters=[self.cluster])
+            except ApiError as exc:
+                if exc.trouble is not Trouble.DENIED:  # not needed for anything else: then it is this machine's time
+                    raise
+        return self.now()
 
     @property
     def api(self) -> Api:
@@ -194,18 +245,26 @@ class EcsBackend(Backend):
         self._spilled: set[str] = set()
         self._parameters_of: dict[str, set[str]] = {}
         self._cluster_checked = self._group_checked = self._group_made = False
+        self._cluster_arn = ""
+        self._home_known: _wire.Home | None = None
         self._checking = anyio.Lock()
+        self._groups: dict[str, _Group] = {}
         async with self._api.running():
             if not self.cluster:
                 await self._settle()
             self._definitions = TaskDefinitions(self._api)
-            self._watch = Watch(self._api, self.cluster, utcnow=self._utcnow, cadence=self._cadence)
+            self._watch = Watch(self._api, self.cluster, utcnow=self._utcnow, cadence=self._cadence, met=self._met)
             self._reader = LogReader(self._api, utcnow=self._utcnow, cadence=self._log_cadence)
             self._finder = _Finder(self._api, self.cluster)
             self._turns = _Turns(self._api)
+            events = EventReader(self._api, self._events, watch=self._watch, owner_of=self._owner_of)
+            if self._events:
+                await events.open()
             async with sheltered_tasks() as tasks:
                 tasks.start_soon(self._watch.run)
                 tasks.start_soon(self._reader.run)
+                if self._events:
+                    tasks.start_soon(events.run)
                 try:
                     yield
                 finally:
@@ -225,7 +284,8 @@ class EcsBackend(Backend):
         else:
             request, definition = await self._plan_derived(job, identity, options, parameters)
         token: str = request["clientToken"]
-        await self._turns.wait(token)
+        launches = request["count"] if _wire.is_on_fargate(request) else 0
+        await self._turns.wait(token, launches=launches, spot=_wire.is_spot(request))
         return Launch(
             token=token,
             identity=identity,
@@ -293,13 +353,16 @@ class EcsBackend(Backend):
         *,
         spill: _wire.Spill | None = None,
     ) -> dict[str, Any]:
+        together, shared = identity.together, identity.shared
+        name = identity if shared is None else shared
         return _wire.run_task(
             job,
-            identity,
+            name,
             cluster=self.cluster,
             task_definition=definition.arn,
             body=definition.body,
-            token=launch_token(_wire.cluster_name(self.cluster), identity),
+            token=launch_token(_wire.cluster_name(self.cluster), name),
+            count=1 if together is None or shared is None else together.size,
             capacity=_wire.rung(options.capacity or (Capacity.fargate(),), self._without_throttled(identity)),
             network=options.network,
             options=options,
@@ -391,6 +454,7 @@ class EcsBackend(Backend):
                 f"create it (aws ecs create-cluster --cluster-name {_wire.cluster_name(self.cluster)}), or name another"
             )
             raise LaunchRejected(f"{said}; {fix}", operation="DescribeClusters", code="ClusterNotFoundException")
+        self._cluster_arn = _wire.cluster_arn(reply)
 
     async def _check_log_group(self) -> None:
         group = self.log_group
@@ -430,7 +494,8 @@ class EcsBackend(Backend):
 
     async def submit(self, launch: Launch) -> TaskRef:
         self._check_open()
-        owner = _wire.started_by(launch.identity.namespace, launch.identity.key)
+        identity = launch.identity.shared or launch.identity
+        owner = _wire.started_by(identity.namespace, identity.key)
         # A cancelled call whose effect is unknown is the classic orphan. The API door bounds each request.
         with anyio.CancelScope(shield=True):
             return await self._run(launch, owner)
@@ -447,14 +512,15 @@ class EcsBackend(Backend):
 
     async def _run_task(self, launch: Launch, owner: str) -> TaskRef:
         begun = anyio.current_time()
-        self._turns.take(launch.token)
+        together = launch.identity.together if launch.identity.shared is not None else None
         try:
-            in_time = partial(self._is_in_time, launch)
-            reply = await self._api.call("ecs.RunTask", _THROTTLES_PATIENCE, in_time, **launch.request["run_task"])
+            reply = await self._ask_to_run(launch)
         except ApiError as exc:
             return await self._not_run(launch, owner, exc)
         request_id = _wire.request_id(reply)
-        task = _wire.started(reply)
+        tasks = _wire.all_started(reply)
+        index = 0 if together is None else together.index
+        task = tasks[index] if index < len(tasks) else None
         if task is None and not _wire.has_failures(reply):
             # Another placement might be a second task. The same launch, sent again, is not.
             self._doubtful[owner] = launch.token, anyio.current_time()
@@ -465,8 +531,32 @@ class EcsBackend(Backend):
             raise _refused(launch, reply, request_id)
         return self._take(launch, task, owner, begun, request_id)
 
-    def _is_in_time(self, launch: Launch) -> bool:
-        return launch.send_until is None or self._utcnow() <= launch.send_until
+    def _in_time(self, launch: Launch) -> Callable[[], bool]:
+        """Return what says whether a launch may (still) be sent."""
+        until = launch.send_until
+        if until is None:
+            return lambda: True
+        # AWS's time is kept by a clock that may stand still with the machine; the one on the wall does not.
+        until_here = self._utcnow() + (until - self.now())
+        return lambda: self.now() <= until and self._utcnow() <= until_here
+
+    async def _ask_to_run(self, launch: Launch) -> dict[str, Any]:
+        """Send a launch; of several that are one call, the first sends it and all get the reply."""
+        self._turns.take(launch.token)
+        patience, in_time = (_THROTTLES_PATIENCE, float("inf")), self._in_time(launch)
+        send = partial(self._api.call, "ecs.RunTask", *patience, in_time, **launch.request["run_task"])
+        if launch.identity.shared is None:
+            return await send()
+        group = self._groups.get(launch.token)
+        if group is None or group.is_failed:
+            group = self._groups[launch.token] = _Group(left=launch.request["run_task"]["count"])
+            await group.send(send)
+        try:
+            return await group.reply()
+        finally:
+            group.left -= 1
+            if group.left <= 0:
+                self._groups.pop(launch.token, None)
 
     async def _keep_secrets(self, launch: Launch, owner: str) -> None:
         for name, secret in launch.secrets.items():
@@ -566,12 +656,21 @@ class EcsBackend(Backend):
         """The token has started something else, or the same in other words: meet it, or say what differs."""
         for arn in exc.resource_ids:
             placed = self._placed.get(arn)
-            if placed is not None and placed.ref is not None and placed.ref.description is not None:
+            if (
+                placed is not None
+                and placed.ref is not None
+                and placed.ref.description is not None
+                and placed.ref.key == launch.identity.key
+            ):
                 there = placed.ref.description
                 if different := tuple(sorted(k for k, v in launch.description.items() if there.get(k) != v)):
                     raise KeyConflict(launch.identity.key, different) from exc
                 return placed.ref
-        for task in await self._described_at_last(exc.resource_ids):
+        tasks = sorted(await self._described_at_last(exc.resource_ids), key=_wire.task_arn)
+        if launch.identity.shared is not None and launch.identity.together is not None:
+            index = launch.identity.together.index
+            tasks = tasks[index : index + 1] if len(tasks) == len(exc.resource_ids) else []
+        for task in tasks:
             if _wire.owner(task) == owner:
                 if different := _wire.difference(launch.description, task, await self._definition_of(task)):
                     raise KeyConflict(launch.identity.key, different) from exc
@@ -609,6 +708,13 @@ class EcsBackend(Backend):
         # What AWS's support asks for first.
         evidence = f"{snapshot.proof.evidence}; started by RunTask request {placed.request_id}".removeprefix("; ")
         return attrs.evolve(snapshot, proof=attrs.evolve(snapshot.proof, evidence=evidence))
+
+    def watch(self, ref: TaskRef, after: Snapshot, tell: Callable[[], None]) -> bool:
+        self._check_open()
+        return ref.address not in self._forgotten and self._watch.watch(ref.address, after, tell)
+
+    def unwatch(self, ref: TaskRef, tell: Callable[[], None]) -> None:
+        self._watch.unwatch(ref.address, tell)
 
     async def _stop_what_vanished(self, ref: TaskRef) -> None:
         """ECS says that it does not know the task. If it lives all the same, it must not beside the next attempt."""
@@ -699,7 +805,15 @@ class EcsBackend(Backend):
 
     async def find(self, namespace: str, key: str) -> list[TaskRef]:
         self._check_open()
-        owner = _wire.started_by(namespace, key)
+        found = await self._found(namespace, key)
+        together = Identity(namespace=namespace, key=key, attempt=1).together
+        if together is not None:
+            found += self._mine(await self._found(namespace, together.group), together)
+        return sorted(found, key=lambda ref: (ref.attempt, ref.created_at or datetime.min.replace(tzinfo=UTC)))
+
+    async def _found(self, namespace: str, name: str) -> list[TaskRef]:
+        """Return the tasks whose launch carries a name: a key, or what jobs that were launched together share."""
+        owner = _wire.started_by(namespace, name)
         found: list[TaskRef] = []
         for task in await self._finder.find(owner):
             arn = _wire.task_arn(task)
@@ -707,7 +821,7 @@ class EcsBackend(Backend):
             if (
                 arn in self._forgotten
                 or there is None
-                or (there.identity.namespace, there.identity.key) != (namespace, key)
+                or (there.identity.namespace, there.identity.key) != (namespace, name)
             ):
                 continue
             self._met(task)
@@ -717,7 +831,7 @@ class EcsBackend(Backend):
                 TaskRef(
                     backend=self.name,
                     address=arn,
-                    key=key,
+                    key=name,
                     attempt=there.identity.attempt,
                     token=launch_token(_wire.cluster_name(self.cluster), there.identity),
                     description=there.description,
@@ -731,14 +845,87 @@ class EcsBackend(Backend):
             if placed.owner == owner and placed.ref is not None and arn not in listed
         ]
         if self._is_in_doubt(owner, {ref.token for ref in found}):
-            said = f"ECS did not answer to the launch of {key!r}, and may not list yet what it started"
+            said = f"ECS did not answer to the launch of {name!r}, and may not list yet what it started"
             raise BackendError(said, operation="ListTasks", retryable=True)
-        return sorted(found, key=lambda ref: (ref.attempt, ref.created_at or datetime.min.replace(tzinfo=UTC)))
+        return found
+
+    def _mine(self, found: Collection[TaskRef], together: Together) -> list[TaskRef]:
+        """Return which of the tasks that one call launched is whose: the n-th in the order of their ARNs."""
+        for ref in found:
+            placed = self._placed.get(ref.address)
+            if placed is not None and placed.ref is not None and placed.ref.key == together.key:
+                return [placed.ref]
+        known = sorted(found, key=lambda ref: ref.address)
+        oldest = min((ref.created_at for ref in known if ref.created_at is not None), default=None)
+        # ECS forgets a task an hour after its end. Until the first can be gone, the n-th listed is the n-th launched.
+        whole = len(known) == together.size or (oldest is not None and self.now() - oldest < _ALL_LISTED_WITHIN)
+        if not whole or together.index >= len(known):
+            return []
+        return [attrs.evolve(known[together.index], key=together.key)]
 
     def _brought(self, owner: str, description: Mapping[str, Any] | None) -> None:
         """Remember where the secrets are kept that a job brought by value."""
         if self._secret_prefix is not None and (names := _names_of_values(description or {})):
             self._parameters_of.setdefault(owner, set()).update(self._parameter(owner, name) for name in names)
+
+    async def living(self, namespace: str) -> list[TaskRef]:
+        self._check_open()
+        home = await self._home()
+        refs: list[TaskRef] = []
+        for task in await self._finder.running():
+            there = _wire.launched(task, namespace, home=home)
+            if there is None or _wire.is_stopped(task) or (arn := _wire.task_arn(task)) in self._forgotten:
+                continue
+            self._met(task)
+            self._watch.saw(task, "describe")
+            refs.append(
+                TaskRef(
+                    backend=self.name,
+                    address=arn,
+                    key=there.identity.key,
+                    attempt=there.identity.attempt,
+                    token=launch_token(_wire.cluster_name(self.cluster), there.identity),
+                    description=there.parts,
+                    created_at=_wire.created_at(task),
+                )
+            )
+        listed, now = {ref.address for ref in refs}, anyio.current_time()
+        refs += [  # launched a moment ago: ECS is eventually consistent
+            placed.ref
+            for arn, placed in self._placed.items()
+            if placed.ref is not None
+            and arn not in listed
+            and placed.owner == _wire.started_by(namespace, placed.ref.key)
+            and placed.submitted_at is not None
+            and now - placed.submitted_at < _VISIBLE_AFTER
+            and not self._watch.has_ended(arn)
+        ]
+        return refs
+
+    async def _home(self) -> _wire.Home:
+        """
+        Return which account, region and cluster the tasks of this backend are in.
+
+        :raises BackendError: nobody tells the account
+        """
+        if self._home_known is None:
+            arn = self.cluster if self.cluster.startswith("arn:") else self._cluster_arn
+            if not arn:
+                try:
+                    reply = await self._api.call("ecs.DescribeClusters", clusters=[self.cluster])
+                    arn = _wire.cluster_arn(reply)
+                except ApiError as exc:
+                    if exc.trouble is not Trouble.DENIED:
+                        raise
+            account = _wire.account_of(arn) or await self._api.account()
+            if not account:
+                said = f"AWS does not tell the account of the cluster {self.cluster!r}"
+                fix = "name the cluster by its ARN, or allow ecs:DescribeClusters"
+                raise BackendError(f"{said}; {fix}", operation="DescribeClusters")
+            self._home_known = _wire.Home(
+                account=account, region=self._api.region, cluster=_wire.cluster_name(self.cluster)
+            )
+        return self._home_known
 
     def _is_in_doubt(self, owner: str, found: Collection[str] = frozenset()) -> bool:
         """Whether a launch was not answered, and ECS, which lists tasks of the tokens *found*, may not list it yet."""
@@ -785,6 +972,12 @@ class EcsBackend(Backend):
     def _gone(self, reason: str) -> Snapshot:
         proof = Proof(source="runner", seen_at=self._utcnow(), evidence=reason)
         return Snapshot(phase=Phase.ENDED, cause=Cause.VANISHED, reason=reason, proof=proof)
+
+    def _owner_of(self, arn: str) -> str | None:
+        """Return whose a task is; empty if it is ours and that is not known here, None if it is not ours."""
+        if (placed := self._placed.get(arn)) is not None:
+            return placed.owner
+        return "" if arn in self._forgotten or self._watch.knows(arn) else None
 
     def _container(self, ref: TaskRef) -> str:
         if (placed := self._placed.get(ref.address)) is not None:
@@ -847,9 +1040,11 @@ def _fits(request: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
 
 def _refused(launch: Launch, reply: Mapping[str, Any], request_id: str) -> LaunchRejected:
     refusal = _wire.refusal(reply)
-    error = PlacementRefused if refusal.retryable else LaunchRejected
     said = f"ECS did not place {launch.job_name!r}: {refusal.reason}; {refusal.advice} (request {request_id})"
-    return error(said, operation="RunTask", code=refusal.kind, retryable=refusal.retryable)
+    if not refusal.retryable:
+        return LaunchRejected(said, operation="RunTask", code=refusal.kind)
+    quota = refusal.kind == "quota"
+    return PlacementRefused(said, operation="RunTask", code=refusal.kind, retryable=True, quota=quota)
 
 
 def _check_cluster_name(cluster: str) -> str:
@@ -892,6 +1087,38 @@ def _several(reply: Mapping[str, Any], member: str, operation: str) -> list[Any]
     return parts
 
 
+class _Group:
+    """One call that launches several jobs: the first to come makes it, all get its reply or its error."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        """How many have not asked for it yet."""
+        self._done = anyio.Event()
+        self._reply: dict[str, Any] = {}
+        self._error: Exception | None = None
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether it was answered with an error: whoever tries again makes another call."""
+        return self._error is not None
+
+    async def send(self, call: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+        """Make the call."""
+        try:
+            self._reply = await call()
+        except Exception as exc:  # noqa: BLE001 (for all who wait for it)
+            self._error = exc
+        finally:
+            self._done.set()
+
+    async def reply(self) -> dict[str, Any]:
+        """Return what AWS answered, or raise what it refused with."""
+        await self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._reply
+
+
 class _Turns:
     """
     The turns of launches under AWS's quota, waited for before they are submitted.
@@ -904,17 +1131,28 @@ class _Turns:
         self._api = api
         self._kept: dict[str, float] = {}
         """Since when launches have a turn that they have not used, by token, the oldest first."""
+        self._waited_for: dict[str, anyio.Lock] = {}
 
-    async def wait(self, token: str) -> None:
-        """Wait for the turn of a launch; it is kept for a while."""
+    async def wait(self, token: str, *, launches: int = 0, spot: bool = False) -> None:
+        """Wait for the turn of a launch; it is kept for a while. Jobs that are one launch wait for one turn."""
         if token in self._kept:
             return
+        lock = self._waited_for.setdefault(token, anyio.Lock())
+        try:
+            async with lock:
+                if token not in self._kept:
+                    await self._wait(launches, spot)
+                    self._kept[token] = anyio.current_time()
+        finally:
+            if not lock.locked():
+                self._waited_for.pop(token, None)
+
+    async def _wait(self, launches: int, spot: bool) -> None:
         while not self._inherit():
             with anyio.move_on_after(_TURN_KEPT) as scope:
-                await self._api.reserve("ecs.RunTask")
+                await self._api.reserve("ecs.RunTask", launches=launches, spot=spot)
             if not scope.cancelled_caught:
                 break
-        self._kept[token] = anyio.current_time()
 
     def take(self, token: str) -> None:
         """Use the turn of a launch, if it has one."""

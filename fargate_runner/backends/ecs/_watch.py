@@ -1,14 +1,16 @@
 """
 One table of all tasks that somebody waits for, and one poller that looks at them, a hundred at a time.
 
-Nothing is polled that nobody waits for. What events and replies tell on the way is taken in by `saw`, and can only make
-it faster: polling decides.
+Nothing is polled that nobody waits for. What replies tell on the way is taken in by `saw`, what events tell by `told`,
+and can only make it faster: polling decides. While events come in time it is done seldom; as soon as it finds an end
+that no event has told, it is done as often as ever.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Self
 
@@ -26,8 +28,11 @@ _BATCH: Final = 100
 """Tasks that one DescribeTasks call takes (Amazon ECS API Reference)."""
 _CLOCKS_DIFFER: Final = timedelta(seconds=60)
 """How far AWS's clock and ours may be apart."""
-_STRANGERS: Final = 1000
-"""Tasks known from events alone: most are other people's, but an event may overtake the answer to a launch."""
+_LONG_AGO: Final = float("-inf")
+_IN_TIME: Final = 3
+"""Events in time, one after another, after which they are relied on to come; twice as many after each failure."""
+_IN_TIME_AT_MOST: Final = 100
+"""So many at most; and after so many, failures of before are forgotten."""
 
 
 @attrs.frozen(kw_only=True)
@@ -38,8 +43,16 @@ class Cadence:
     """From a launch to the first look: nothing on Fargate starts faster."""
     period: float = 2.0
     """Between two looks at a task, where there are few."""
+    gather: float = 0.05
+    """How long the first look at a task that was met waits for others; ten times as long if more and more come."""
     reads_per_second: float = 5.0
     """Looks, of a hundred tasks each, where there are many: a quarter of what AWS gives an account."""
+    reconcile: float = 30.0
+    """Between two looks at a task, while events tell of it: each might be the one that is lost."""
+    confirm: float = 0.7
+    """From one look to the next that an event asks for. The ends between them share it."""
+    patience: float = 5.0
+    """How long the event of an end may be behind a look; after that, events do not count as coming in time."""
     grace: float = 300.0
     """How long a new task may be missing: ECS is eventually consistent."""
     doubt: float = 30.0
@@ -52,7 +65,18 @@ class Cadence:
     @classmethod
     def quick(cls) -> Self:
         """Return one for a platform that takes no time: a fake one."""
-        return cls(first=0.02, period=0.05, reads_per_second=100.0)
+        return cls(first=0.02, period=0.05, gather=0.005, reads_per_second=100.0, reconcile=0.5, confirm=0.02)
+
+
+@attrs.define
+class _Hint:
+    """What an event told of a task and no look has confirmed."""
+
+    version: int
+    gist: Hashable
+    judge: Callable[[bool], None]
+    looks: int = 0
+    """How many looks showed less."""
 
 
 class _Entry:
@@ -69,9 +93,11 @@ class _Entry:
         "error",
         "errors",
         "exited_at",
+        "hint",
         "known_from",
         "leaving_since",
         "looked_at",
+        "met",
         "missing",
         "missing_since",
         "moved_at",
@@ -79,22 +105,27 @@ class _Entry:
         "older_since",
         "over_since",
         "snapshot",
+        "statuses",
         "version",
         "waiting",
+        "watcher",
     )
 
-    def __init__(self, arn: str, container: str, known_from: float, due: float) -> None:
+    def __init__(self, arn: str, container: str, known_from: float, due: float, *, met: bool) -> None:
         self.arn = arn
+        self.met = met
+        """It was launched before this process knew of it."""
         self.container = container
         self.known_from = known_from
         """When it was launched, in the loop's seconds; it may be missing for a while from then on."""
         self.due = due
         self.snapshot: Snapshot | None = None
         self.version = 0
-        self.looked_at = float("-inf")
+        self.statuses = ""
+        self.looked_at = _LONG_AGO
         self.waiting = 0
         self.missing = 0
-        self.missing_since = 0.0
+        self.missing_since = _LONG_AGO
         self.asking = False
         """A look at it is under way."""
         self.alone = False
@@ -103,8 +134,8 @@ class _Entry:
         """When ECS last told anything new of it."""
         self.older = 0
         """How often ECS has told less than was known, one look after another."""
-        self.older_since = 0.0
-        self.alive_at = float("-inf")
+        self.older_since = _LONG_AGO
+        self.alive_at = _LONG_AGO
         """When it was last seen before its end."""
         self.leaving_since: float | None = None
         """Since when it is known to be on its way out."""
@@ -113,7 +144,10 @@ class _Entry:
         self.exited_at: float | None = None
         self.error: BackendError | None = None
         self.errors = 0
+        self.hint: _Hint | None = None
         self.changed: anyio.Event | None = None
+        self.watcher: tuple[Snapshot, int, Callable[[], None]] | None = None
+        """Who is called when more is known than a snapshot, or when there are more errors than so many."""
 
     @property
     def is_open(self) -> bool:
@@ -123,6 +157,18 @@ class _Entry:
         if self.changed is not None:
             self.changed.set()
             self.changed = None
+        if self.watcher is not None and self.has_news(*self.watcher[:2]):
+            _, _, call = self.watcher
+            self.watcher = None
+            self.waiting -= 1
+            call()
+
+    def has_news(self, after: Snapshot, errors: int) -> bool:
+        """Whether more is known than *after*, or something went wrong since."""
+        known = self.snapshot
+        if known is None:
+            return False
+        return known.ended or (known is not after and known != after) or self.errors != errors
 
     async def news(self) -> None:
         if self.changed is None:
@@ -133,16 +179,31 @@ class _Entry:
 class Watch:
     """Everything that is awaited in one cluster. `run` polls; `observe` waits for what it finds."""
 
-    def __init__(self, api: Api, cluster: str, *, utcnow: Callable[[], datetime], cadence: Cadence) -> None:
+    def __init__(
+        self,
+        api: Api,
+        cluster: str,
+        *,
+        utcnow: Callable[[], datetime],
+        cadence: Cadence,
+        met: Callable[[Mapping[str, Any]], object] = lambda _: None,
+    ) -> None:
+        """*met* is told of each task that a look describes."""
         self._api = api
         self._cluster = cluster
         self._utcnow = utcnow
         self._cadence = cadence
+        self._met = met
         self._entries: dict[str, _Entry] = {}
-        self._strangers: dict[str, None] = {}
-        """Those of which nothing but events has told, the oldest first."""
         self._wake = anyio.Event()
-        self._asleep_until = float("-inf")
+        self._asleep_until = self._looked_at = float("-inf")
+        self._in_time = 0
+        """How many events came in time, one after another."""
+        self._in_time_wanted = _IN_TIME
+        self._untold: dict[str, float] = {}
+        """The ends that a look has found and no event has told: until when one has to, the earliest first."""
+        self.relies_on_events = False
+        """Whether events come in time, so that looks may be seldom."""
 
     # ---- what others ask and tell ----------------------------------------------------------------------------------
 
@@ -166,7 +227,6 @@ class Watch:
         if not self._is_ours(arn):
             return _wire.missing(arn, seen_at=self._utcnow())
         entry = self._entry(arn, container, submitted_at, created_at)
-        self._strangers.pop(arn, None)
         if after is not None and (entry.snapshot is None or entry.snapshot.phase < after.phase):
             entry.snapshot = after  # known from elsewhere, and it does not go back
         errors = entry.errors
@@ -174,7 +234,7 @@ class Watch:
         try:
             if after is None and not self._is_fresh(entry):
                 if not entry.alone:
-                    entry.due = min(entry.due, anyio.current_time())
+                    entry.due = min(entry.due, anyio.current_time() + self._cadence.gather)
                 self._rouse(entry)
                 looked_at = entry.looked_at
                 while entry.looked_at == looked_at and not _ended(entry):
@@ -189,27 +249,95 @@ class Watch:
         finally:
             entry.waiting -= 1
 
+    def watch(self, arn: str, after: Snapshot, tell: Callable[[], None]) -> bool:
+        """Have *tell* called once when there is news of a task that is known here; see `Backend.watch`."""
+        entry = self._entries.get(arn)
+        if entry is None or entry.watcher is not None or entry.snapshot is None:
+            return False
+        if entry.snapshot.phase < after.phase:
+            entry.snapshot = after  # known from elsewhere, and it does not go back
+        if entry.has_news(after, entry.errors):
+            return False
+        entry.watcher = after, entry.errors, tell
+        entry.waiting += 1
+        self._rouse(entry)
+        return True
+
+    def unwatch(self, arn: str, tell: Callable[[], None]) -> None:
+        """Call off `watch`."""
+        entry = self._entries.get(arn)
+        if entry is not None and entry.watcher is not None and entry.watcher[2] is tell:
+            entry.watcher = None
+            entry.waiting -= 1
+
     def saw(self, task: Mapping[str, Any], source: str) -> None:
-        """Take in what a reply or an event tells of a task. Old news and mere outlines change nothing."""
+        """Take in what a reply tells of a task. Old news and mere outlines change nothing."""
         arn = _wire.task_arn(task)
         if not self._is_ours(arn):
             return
-        is_new = arn not in self._entries
         entry = self._entry(
             arn, _wire.own_container(task), anyio.current_time() if source == "run-task" else None, None
         )
-        if source != "event":
-            self._strangers.pop(arn, None)
-        elif is_new:
-            self._strangers[arn] = None
-            if len(self._strangers) > _STRANGERS:
-                self.forget(next(iter(self._strangers)))
         if _wire.is_stopped(task) and "containers" not in task:
             entry.due = float("-inf")  # a replay for an old token: that it is over, and nothing else
         elif entry.snapshot is None or _wire.version(task) > entry.version:
             entry.missing = 0
             self._take(entry, task, source)
         self._rouse(entry)
+
+    def told(self, task: Mapping[str, Any], *, believed: bool, judge: Callable[[bool], None]) -> None:
+        """
+        Take in what an event tells of a task; of one that is not known here, nothing.
+
+        What is not *believed*, or is an end that does not tell how, is news only once a look has confirmed it. *judge*
+        is then told whether what the event said was so.
+        """
+        arn, version = _wire.task_arn(task), _wire.version(task)
+        over = _wire.is_stopped(task)
+        if over and self._untold.pop(arn, None) is not None:
+            self._count_in_time()
+        entry = self._entries.get(arn)
+        if entry is None or _ended(entry) or version <= entry.version:
+            return
+        if believed and self._is_whole(entry, task):
+            entry.missing, entry.hint = 0, None
+            self._take(entry, task, "event")
+            self._count_in_time()
+            return
+        entry.hint = _Hint(version, _wire.gist(task), judge)
+        pause = self._cadence.confirm if over else self._cadence.period
+        entry.due = min(entry.due, max(anyio.current_time(), self._looked_at + pause))
+        self._rouse(entry)
+
+    def events_fail(self) -> None:
+        """Rely on events no longer, until they have shown again that they come in time."""
+        self._in_time = 0
+        if not self.relies_on_events:
+            return
+        self.relies_on_events = False
+        self._in_time_wanted = min(2 * self._in_time_wanted, _IN_TIME_AT_MOST)
+        now, awaited = anyio.current_time(), [entry for entry in self._entries.values() if entry.is_open]
+        pause = self._period(len(awaited)) / max(1, len(awaited))
+        for number, entry in enumerate(entry for entry in awaited if not entry.alone):
+            entry.due = min(entry.due, now + number * pause)  # one after another, not all at once
+        self._wake.set()
+
+    def knows(self, arn: str) -> bool:
+        """Whether somebody here launched, found or awaited the task."""
+        return arn in self._entries
+
+    def _is_whole(self, entry: _Entry, task: Mapping[str, Any]) -> bool:
+        """Whether an event leaves nothing to ask: one of an end has to tell the exit code."""
+        if not _wire.is_stopped(task):
+            return True
+        end = _wire.snapshot(task, entry.container, source="event", seen_at=self._utcnow(), before=entry.snapshot)
+        return end.exit_code is not None
+
+    def _count_in_time(self) -> None:
+        self._in_time += 1
+        self.relies_on_events |= self._in_time >= self._in_time_wanted
+        if self._in_time >= _IN_TIME_AT_MOST:
+            self._in_time_wanted = _IN_TIME
 
     def has_ended(self, arn: str) -> bool:
         """Whether the end of a task has been seen."""
@@ -224,7 +352,6 @@ class Watch:
     def forget(self, arn: str) -> None:
         """Drop what is known of a task."""
         self._entries.pop(arn, None)
-        self._strangers.pop(arn, None)
 
     def _is_ours(self, arn: str) -> bool:
         # Short ARNs of before 2018 do not name their cluster.
@@ -236,14 +363,16 @@ class Watch:
         if entry is None:
             now = anyio.current_time()
             if submitted_at is not None:
-                known_from, due = submitted_at, submitted_at + self._cadence.first
+                first = self._cadence.reconcile if self.relies_on_events else self._cadence.first
+                known_from, due = submitted_at, submitted_at + first
             elif created_at is not None:
-                known_from, due = now - max(0.0, (self._utcnow() - created_at).total_seconds()), now
+                age = max(0.0, (self._utcnow() - created_at).total_seconds())
+                known_from, due = now - age, now + self._cadence.gather
             else:
-                known_from, due = now - self._cadence.grace, now
-            entry = self._entries[arn] = _Entry(arn, container, known_from, due)
+                known_from, due = now - self._cadence.grace, now + self._cadence.gather
+            entry = self._entries[arn] = _Entry(arn, container, known_from, due, met=submitted_at is None)
         elif submitted_at is not None:
-            entry.known_from = max(entry.known_from, submitted_at)  # an event was faster than the launch's answer
+            entry.known_from = max(entry.known_from, submitted_at)  # it was found before it was launched again
         if not entry.container:
             entry.container = container
         return entry
@@ -265,23 +394,45 @@ class Watch:
         async with anyio.create_task_group() as looks:
             while True:
                 now = anyio.current_time()
+                untold = next(iter(self._untold.values()), float("inf"))
+                if untold <= now:
+                    self._untold.clear()
+                    self.events_fail()
+                    continue
                 awaited = [entry for entry in self._entries.values() if entry.is_open]
                 first = min(awaited, key=_due, default=None)
                 if first is None or first.due > now:
-                    await self._until(first.due if first is not None else float("inf"))
+                    await self._until(min(untold, first.due if first is not None else float("inf")))
                     continue
                 period = self._period(len(awaited))
                 # A call that is made anyway takes along what is due soon.
                 soon = [entry for entry in awaited if entry.due <= now + period / 2 and not entry.alone]
+                if not first.alone and (pause := self._others_are_coming(soon, first, now)):
+                    await anyio.sleep(pause)
+                    continue
                 batch = [first] if first.alone else heapq.nsmallest(_BATCH, soon, key=_due)
                 for entry in batch:
                     entry.asking = True
+                self._looked_at = now
                 looks.start_soon(self._look_at, batch, now + period)
                 await anyio.lowlevel.checkpoint()
 
+    def _others_are_coming(self, soon: Sequence[_Entry], first: _Entry, now: float) -> float:
+        """
+        Return for how long a call that is not full should wait for more: tasks are being met, one after another.
+
+        A runner that goes on with a thousand jobs asks for each of them at almost the same time.
+        """
+        if len(soon) >= _BATCH:
+            return 0.0
+        met = [entry.due for entry in soon if entry.looked_at == float("-inf") and entry.met]
+        until = min(max(met, default=now), first.due + 9 * self._cadence.gather)
+        return max(0.0, until - now)
+
     def _period(self, awaited: int) -> float:
         calls = -(-awaited // _BATCH)
-        return max(self._cadence.period, calls / self._cadence.reads_per_second)
+        often = self._cadence.reconcile if self.relies_on_events else self._cadence.period
+        return max(often, calls / self._cadence.reads_per_second)
 
     async def _until(self, moment: float) -> None:
         """Wait for a moment, or for somebody who cannot wait so long."""
@@ -335,12 +486,35 @@ class Watch:
                     said = f"ECS did not describe the task {entry.arn}: {fault}"
                     self._fail([entry], BackendError(said, operation="DescribeTasks", code=fault, retryable=True))
                 continue
+            if entry.arn in self._entries:  # it may have been forgotten meanwhile
+                self._met(task)
             entry.missing = 0
             entry.alone = False
             entry.looked_at = anyio.current_time()
+            told = self._confirm(entry, task) or _ended(entry)
             if self._is_news(entry, _wire.version(task)):
                 self._take(entry, task, "describe")
+                if self._in_time and _ended(entry) and not told:
+                    self._untold[entry.arn] = anyio.current_time() + self._cadence.patience
             entry.tell()
+
+    def _confirm(self, entry: _Entry, task: Mapping[str, Any]) -> bool:
+        """Compare a look with what an event told before it; return whether one told as much."""
+        hint, version = entry.hint, _wire.version(task)
+        if hint is None:
+            return False
+        if version < hint.version:
+            hint.looks += 1  # ECS is eventually consistent; but an event may be a lie, too, so each look has time
+            entry.due = min(entry.due, anyio.current_time() + hint.looks * self._cadence.period)
+            return False
+        entry.hint = None
+        if version > hint.version:
+            return False
+        told = hint.gist == _wire.gist(task)
+        hint.judge(told)
+        if told:
+            self._count_in_time()
+        return told
 
     def _is_news(self, entry: _Entry, version: int) -> bool:
         """Whether a look of this version counts: an older one does if it stays, for events may tell anything."""
@@ -363,12 +537,21 @@ class Watch:
         seen_at, before = self._utcnow(), entry.snapshot
         if before is not None and before.ended:
             return
+        if before is not None and before.phase < Phase.STOPPING and self._is_the_same(entry, task):
+            entry.alive_at = entry.looked_at = anyio.current_time()
+            return
         snapshot = _wire.snapshot(task, entry.container, source=source, seen_at=seen_at, before=before)
         version = _wire.version(task)
         if version > entry.version or before is None or snapshot.phase is not before.phase:
             entry.moved_at = anyio.current_time()
         entry.version = version
+        entry.statuses = sys.intern(_wire.statuses(task))
         self._put(entry, self._bounded(entry, snapshot, seen_at))
+
+    def _is_the_same(self, entry: _Entry, task: Mapping[str, Any]) -> bool:
+        """Whether ECS tells what it told before: each change of a task has a version of its own."""
+        version = _wire.version(task)
+        return version > 0 and version == entry.version and _wire.statuses(task) == entry.statuses
 
     def _put(self, entry: _Entry, snapshot: Snapshot) -> None:
         entry.looked_at = now = anyio.current_time()
@@ -379,7 +562,7 @@ class Watch:
             entry.exited_at = max(now - max(0.0, age - _CLOCKS_DIFFER.total_seconds()), entry.alive_at)
         elif entry.exited_at is None:
             entry.alive_at = now
-        entry.snapshot = snapshot
+        entry.snapshot = snapshot if snapshot != entry.snapshot else entry.snapshot
         entry.tell()
 
     def _bounded(self, entry: _Entry, snapshot: Snapshot, seen_at: datetime) -> Snapshot:

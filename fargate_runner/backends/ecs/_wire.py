@@ -16,8 +16,9 @@ import hashlib
 import json
 import math
 import re
+import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple
 
@@ -25,16 +26,19 @@ import attrs
 
 from fargate_runner._backend import Identity
 from fargate_runner._errors import InvalidJob
-from fargate_runner._job import HealthCheck, Job, SecretRef, Sidecar, Size
+from fargate_runner._job import DEADLINE_CONTAINER, HealthCheck, Job, SecretRef, Sidecar, Size
 from fargate_runner._lifecycle import Cause, Phase, Proof, Snapshot
 from fargate_runner.backends.ecs._config import Capacity, EbsVolume, EcsOptions, LogGroup, Network, Roles, Volume
 
 __all__ = [
     "RECORD",
+    "Home",
     "Packed",
     "Refusal",
     "Spill",
+    "account_of",
     "base_size",
+    "cluster_arn",
     "cluster_name",
     "console_url",
     "container_of",
@@ -45,13 +49,18 @@ __all__ = [
     "definition_hash",
     "difference",
     "env_file",
+    "event_of",
+    "event_task",
+    "gist",
     "has_active_cluster",
     "has_failures",
     "has_log_group",
+    "is_consistent",
     "is_inactive",
     "is_stopped",
     "is_task_arn",
     "launch_error",
+    "launched",
     "log_place",
     "log_regions",
     "log_stream",
@@ -74,6 +83,7 @@ __all__ = [
     "snapshot",
     "started",
     "started_by",
+    "started_by_prefix",
     "stop_reason",
     "stopping",
     "task_arn",
@@ -88,6 +98,7 @@ RECORD: Final = "FARGATE_RUNNER_JOB"
 """The variable by which a task tells what job it is: StopTask deletes tags, overrides stay."""
 
 _OWNER_PREFIX: Final = "fr/"
+_TASK_EVENT: Final = ("aws.ecs", "ECS Task State Change")
 _STOP_PREFIX: Final = "fargate-runner: "
 _LONGEST_STOP_REASON: Final = 255
 _LONGEST_RECORD: Final = 4 << 20
@@ -422,7 +433,7 @@ _DENIED: Final = re.compile(r"not authorized to perform:? (?P<action>[\w*-]+:[\w
 # ---- names and addresses -------------------------------------------------------------------------------------------
 
 _TASK_ARN: Final = re.compile(
-    r"arn:(?P<partition>aws[a-z-]*):ecs:(?P<region>[a-z0-9-]+):\d{12}:task/(?:(?P<cluster>[^/]+)/)?(?P<id>[^/\s]+)\Z"
+    r"arn:(?P<partition>aws[a-z-]*):ecs:(?P<region>[a-z0-9-]+):(?P<account>\d{12}):task/(?:(?P<cluster>[^/]+)/)?(?P<id>[^/\s]+)\Z"
 )
 _PARTITIONS: Final = {"cn-": "aws-cn", "us-gov-": "aws-us-gov", "us-iso-": "aws-iso", "us-isob-": "aws-iso-b"}
 _CONSOLES: Final = {"aws-cn": "console.amazonaws.cn", "aws-us-gov": "console.amazonaws-us-gov.com"}
@@ -441,6 +452,12 @@ def task_id(arn: str) -> str:
 def cluster_name(arn_or_name: str) -> str:
     """Return the short name of a cluster."""
     return arn_or_name.rpartition("/")[2]
+
+
+def account_of(arn: str) -> str:
+    """Return the account that an ARN names; empty if it is none."""
+    parts = arn.split(":")
+    return parts[4] if len(parts) >= 6 and parts[0] == "arn" else ""
 
 
 def region_of(arn_or_name: str | None) -> str | None:
@@ -468,6 +485,11 @@ def started_by(namespace: str, key: str) -> str:
     """Return what marks all tasks of a job as ours: ``startedBy``, at most 120 of its 128 characters."""
     digest = hashlib.sha256(key.encode()).digest()
     return f"{_OWNER_PREFIX}{namespace}/{base64.b32encode(digest).decode().rstrip('=').lower()}"
+
+
+def started_by_prefix(namespace: str | None) -> str:
+    """Return how `started_by` begins for the jobs of a namespace; None: for all of ours."""
+    return _OWNER_PREFIX if namespace is None else f"{_OWNER_PREFIX}{namespace}/"
 
 
 def log_stream(prefix: str, container: str, arn: str) -> str:
@@ -597,7 +619,9 @@ def _container(
         body["environment"] = _pairs(carried)
     if part.secrets:
         body["secrets"] = _secrets(part, secret_names)
-    if own and options.init_process is not False:
+    # The first process of a container is deaf to a SIGTERM that it does not handle, and sleep handles none: without an
+    # init, a watchdog would hold up each end for the whole stopTimeout, and its exit code would not tell who was first.
+    if (own and options.init_process is not False) or (isinstance(part, Sidecar) and part.is_watchdog):
         body["linuxParameters"] = {"initProcessEnabled": True}
     if own and options.read_only_root:
         body["readonlyRootFilesystem"] = True
@@ -627,7 +651,8 @@ def _container(
 def _waits(part: Job | Sidecar, job: Job) -> Mapping[str, str]:
     if part is job and job.depends_on is None:
         return {side.name: "START" for side in job.sidecars}
-    return part.depends_on or {}
+    armed = {side.name: "START" for side in job.sidecars if side.is_watchdog and part is not side}
+    return {**armed, **(part.depends_on or {})}  # nothing runs before its deadline does
 
 
 def _pairs(env: Mapping[str, str]) -> list[dict[str, str]]:
@@ -762,6 +787,7 @@ def run_task(
     roles: Roles | None = None,
     tags: Mapping[str, str] | None = None,
     spill: Spill = _NO_SPILL,
+    count: int = 1,
 ) -> dict[str, Any]:
     """
     Return the RunTask request of a launch: the same for the same arguments, so that it can be sent again.
@@ -777,7 +803,7 @@ def run_task(
     request: dict[str, Any] = {
         "cluster": cluster,
         "taskDefinition": task_definition,
-        "count": 1,
+        "count": count,
         "clientToken": token,
         "startedBy": started_by(identity.namespace, identity.key),
         "overrides": _overrides(job, identity, body, options, roles, spill, fargate=capacity.is_fargate),
@@ -1177,6 +1203,11 @@ def created_at(task: Json) -> datetime | None:
     return moment(task.get("createdAt"))
 
 
+def statuses(task: Json) -> str:
+    """Return where a task is and where it is going, in ECS's words."""
+    return f"{task.get('lastStatus')}/{task.get('desiredStatus')}"
+
+
 def version(task: Json) -> int:
     """Return which change of the task this shows: it only grows, so that late news can be told from new."""
     found = task.get("version")
@@ -1197,9 +1228,55 @@ def own_container(task: Json) -> str:
     return names[0] if len(names) == 1 else ""
 
 
+@attrs.frozen(kw_only=True)
+class Home:
+    """Where the tasks of a backend are."""
+
+    account: str
+    region: str
+    cluster: str
+    """Its short name."""
+
+
+def launched(task: Json, namespace: str, *, home: Home) -> Packed | None:
+    """
+    Return what the record of *task* says if it is provably a launch of *namespace* in *home*, else None.
+
+    No mark alone is a proof: ``startedBy`` and tags are free text for whoever may call RunTask, and a prefix may be
+    shared. Both marks of a launch have to be there and name the same key, in an ARN of the place that was asked.
+    """
+    found = _TASK_ARN.match(task_arn(task))
+    # Short ARNs of before 2018 do not name their cluster; the record does, that ECS keeps.
+    cluster = (found["cluster"] if found is not None else "") or cluster_name(_text(task.get("clusterArn")))
+    if found is None or (found["account"], found["region"], cluster) != (home.account, home.region, home.cluster):
+        return None
+    packed = unpack(task)
+    if packed is None or packed.identity.namespace != namespace:
+        return None
+    return packed if owner(task) == started_by(namespace, packed.identity.key) else None
+
+
 def started(reply: Json) -> Json | None:
     """Return the task that a RunTask has started, if it has."""
     return next(_maps(reply.get("tasks")), None)
+
+
+def all_started(reply: Json) -> list[Json]:
+    """Return every task that a RunTask has started, in an order that is the same each time AWS tells of them."""
+    return sorted(_maps(reply.get("tasks")), key=task_arn)
+
+
+def is_on_fargate(request: Json) -> bool:
+    """Whether Fargate counts a launch: its rate is of tasks, not of calls."""
+    providers = {part.get("capacityProvider") for part in _maps(request.get("capacityProviderStrategy"))}
+    return request.get("launchType") == "FARGATE" or bool(providers & {"FARGATE", "FARGATE_SPOT"})
+
+
+def is_spot(request: Json) -> bool:
+    """Whether Fargate Spot counts a launch."""
+    return any(
+        part.get("capacityProvider") == "FARGATE_SPOT" for part in _maps(request.get("capacityProviderStrategy"))
+    )
 
 
 def has_failures(reply: Json) -> bool:
@@ -1222,6 +1299,11 @@ def request_id(reply: Json) -> str:
 def has_active_cluster(reply: Json) -> bool:
     """Whether DescribeClusters knows a cluster that takes tasks."""
     return any(part.get("status") == "ACTIVE" for part in _maps(reply.get("clusters")))
+
+
+def cluster_arn(reply: Json) -> str:
+    """Return the ARN of the cluster that DescribeClusters tells of; empty if there is none."""
+    return next((_text(part.get("clusterArn")) for part in _maps(reply.get("clusters"))), "")
 
 
 def has_log_group(reply: Json, name: str) -> bool:
@@ -1303,6 +1385,9 @@ def snapshot(task: Json, container: str, *, source: str, seen_at: datetime, befo
         begun = None
     reason = seen.reason(verdict)
     ended = phase is Phase.ENDED
+    # Neither changes, and not every reply tells.
+    capacity = (before.capacity if before is not None else "") or seen.capacity()
+    platform = (before.platform if before is not None else "") or seen.platform()
     return Snapshot(
         phase=phase,
         cause=verdict.cause if verdict is not None else None,
@@ -1311,6 +1396,8 @@ def snapshot(task: Json, container: str, *, source: str, seen_at: datetime, befo
         created_at=created,
         started_at=begun if phase >= Phase.RUNNING else None,
         ended_at=over if ended else None,
+        capacity=capacity,
+        platform=platform,
         transient=verdict.transient if verdict is not None else False,
         advice=_advice(seen, verdict) if ended and verdict is not None else "",
         proof=Proof(source=source, seen_at=seen_at, evidence=seen.evidence()) if ended else None,
@@ -1329,6 +1416,8 @@ def missing(arn: str, *, seen_at: datetime, last: Snapshot | None = None, source
         exit_code=last.exit_code if last is not None else None,
         created_at=last.created_at if last is not None else None,
         started_at=last.started_at if last is not None else None,
+        capacity=last.capacity if last is not None else "",
+        platform=last.platform if last is not None else "",
         advice="run it again if its work may be done twice; nothing proves how it ended"
         + (f"; see {url}" if url else ""),
         proof=Proof(source=source, seen_at=seen_at, evidence=f"MISSING: {arn}"),
@@ -1386,6 +1475,24 @@ class _Seen:
             return Phase.STOPPING
         return found
 
+    def capacity(self) -> str:
+        """The capacity provider, or else the launch type: ``FARGATE_SPOT``, ``FARGATE``, ``EC2``, …"""
+        # Cut: a name that is shown to people. Interned: thousands of tasks share one.
+        return sys.intern((_text(self.task.get("capacityProviderName")) or _text(self.task.get("launchType")))[:255])
+
+    def platform(self) -> str:
+        """The operating system and processor, where ECS tells both."""
+        family = _text(self.task.get("platformFamily")).partition(" ")[0].partition("_")[0].lower()
+        processor = next(
+            (
+                _text(part.get("value")).lower()
+                for part in _maps(self.task.get("attributes"))
+                if part.get("name") == "ecs.cpu-architecture"
+            ),
+            "",
+        )
+        return sys.intern(f"{family}/{processor}") if family in {"linux", "windows"} and processor else ""
+
     def times(self) -> tuple[datetime | None, datetime | None, datetime | None]:
         """When it was made, began to run and ended; put in order, AWS's clocks are not one clock."""
         created = created_at(self.task)
@@ -1434,6 +1541,16 @@ class _Seen:
 
     def other(self, name: str) -> Json | None:
         return next((part for part in self.others if _text(part.get("name")) == name), None)
+
+    @property
+    def deadline_passed(self) -> bool:
+        """
+        Whether the watchdog has slept its time. It cannot say 0 otherwise: told to end before that, it says 143.
+
+        Whatever the job says then is no more than how it takes SIGTERM, and 0 is no success.
+        """
+        watchdog = self.other(DEADLINE_CONTAINER)
+        return watchdog is not None and _exit_code(watchdog) == 0 and not _said(watchdog.get("reason"))
 
     def reason(self, verdict: _Verdict | None) -> str:
         """AWS's own words, with what was concluded from them where they do not say it."""
@@ -1499,6 +1616,10 @@ def _on_the_way(seen: _Seen) -> _Verdict | None:
     gone = [name for name in essential if (part := seen.other(name)) is not None and _is_over(part)]
     if _is_over(seen.own):
         return _Verdict(Cause.EXITED) if not gone and seen.exit_code is not None and not seen.own_reason else None
+    if seen.deadline_passed:
+        return _deadline()
+    # Of several, one that says 143 was told to end because of another.
+    gone.sort(key=lambda name: _was_told_to_end(seen.other(name)))
     return _sidecar_first(seen, gone[0]) if gone and known else None
 
 
@@ -1578,11 +1699,13 @@ def _exited(seen: _Seen, before: Snapshot | None) -> _Verdict:
     doubtful = [name for name in essential if not _was_told_to_end(seen.other(name))]
     if before is not None and before.cause is Cause.SIDECAR_ENDED:
         return _sidecar_first(seen, (doubtful or essential or [""])[0])
+    was_first = before is not None and before.cause is Cause.EXITED
+    if seen.deadline_passed and not was_first:
+        return _deadline()
     if seen.exit_code is None:
         return _no_exit_code(seen, essential, known=known)
     if seen.exit_code == 0 and (seen.own_reason or seen.is_odd):
         return _unrecognised(seen)  # words that AWS never used before explain this end, or the reply is no whole one
-    was_first = before is not None and before.cause is Cause.EXITED
     if was_first or not doubtful:
         return _Verdict(Cause.EXITED, advice=_READ if seen.exit_code else "")
     if seen.exit_code in {0, _SIGTERM, _SIGKILL}:
@@ -1623,6 +1746,14 @@ def _perhaps_sidecar(seen: _Seen, doubtful: list[str], *, known: bool) -> _Verdi
     )
 
 
+def _deadline() -> _Verdict:
+    return _Verdict(
+        Cause.DEADLINE,
+        reason=f"the hard deadline passed: {DEADLINE_CONTAINER!r} had slept its time before the job was over",
+        advice="give it a longer timeout and a later watchdog, or a larger size",
+    )
+
+
 def _sidecar_first(seen: _Seen, name: str) -> _Verdict:
     part = seen.other(name)
     code = _exit_code(part) if part is not None else None
@@ -1633,7 +1764,11 @@ def _sidecar_first(seen: _Seen, name: str) -> _Verdict:
     return _Verdict(
         Cause.SIDECAR_ENDED,
         reason=f"the essential sidecar {name!r} {how}",
-        advice=f"read the output of {name!r}; set essential=False if the job can go on without it",
+        advice=(
+            "give the watchdog an image that has a program 'sleep': Sidecar.watchdog(…, image=…)"
+            if name == DEADLINE_CONTAINER
+            else f"read the output of {name!r}; set essential=False if the job can go on without it"
+        ),
     )
 
 
@@ -1673,6 +1808,49 @@ def _advice(seen: _Seen, verdict: _Verdict) -> str:
     if not verdict.advice or not url:
         return verdict.advice
     return f"{verdict.advice}; see {url}"
+
+
+# ---- events --------------------------------------------------------------------------------------------------------
+
+
+def event_of(text: str) -> Json | None:
+    """Return the event that a message holds, if it is EventBridge's about a task; a message may hold anything."""
+    try:
+        event = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, Mapping) or (event.get("source"), event.get("detail-type")) != _TASK_EVENT:
+        return None
+    return event if is_task_arn(task_arn(event_task(event))) else None
+
+
+def event_task(event: Json) -> Json:
+    """Return the task as an event shows it: nearly as DescribeTasks does."""
+    task = event.get("detail")
+    return task if isinstance(task, Mapping) else {}
+
+
+def is_consistent(event: Json, owner_of_task: str = "") -> bool:
+    """Whether account, region, cluster and owner are those of the task named; an owner unknown is any of ours."""
+    task = event_task(event)
+    arn = _TASK_ARN.match(task_arn(task))
+    if arn is None or version(task) < 1:
+        return False
+    place = f"arn:{arn['partition']}:ecs:{arn['region']}:{arn['account']}:cluster/"
+    cluster = _text(task.get("clusterArn"))
+    return (
+        event.get("account") == arn["account"]
+        and event.get("region") == arn["region"]
+        and cluster.startswith(place)
+        and cluster_name(cluster) == (arn["cluster"] or cluster_name(cluster))
+        and (owner(task) == owner_of_task if owner_of_task else owner(task).startswith(_OWNER_PREFIX))
+    )
+
+
+def gist(task: Json) -> Hashable:
+    """Return what an event and a look at the same version of a task agree on, if both are true."""
+    codes = sorted((_text(part.get("name")), _exit_code(part)) for part in _others(task, "") if _is_over(part))
+    return _text(task.get("lastStatus")), _text(task.get("stopCode")), tuple(map(str, codes))
 
 
 # ---- a refusal becomes words ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import anyio
 import attrs
 
 from fargate_runner.testing.aws._fake import ConnectionCut
+from fargate_runner.testing.aws._model import request_fits
 from fargate_runner.testing.aws._protocol import QUERY_ERRORS, service_model
 from fargate_runner.testing.aws._service import AwsError
 
@@ -134,7 +135,8 @@ class FakeClient:
         if self._closed:
             raise RuntimeError(f"this {self._service} client is closed: it was used after its 'async with' was left")
         model = self.meta.service_model.operation_model(operation)
-        _check(request, model)
+        if not request_fits(self._service, operation, request):
+            _check(request, model)
         request = {name: self._aws.new_id() for name in model.idempotent_members if name not in request} | request
         cut, reply = "timeout", dict[str, Any]()
         with anyio.move_on_after(self._patience):
@@ -150,19 +152,28 @@ class FakeClient:
         if (stream := model.output_shape and model.output_shape.event_stream_name) and stream in reply:
             reply[stream] = _Stream(reply[stream], operation)
             self._streams.append(reply[stream])
-        return reply | {"ResponseMetadata": _metadata(200, self._aws.new_id())}
+        return reply | {"ResponseMetadata": self._metadata(200)}
 
     def _refuse(self, error: AwsError, operation: str) -> NoReturn:
         # A service whose older protocol had other names for its errors still goes by those.
         code = QUERY_ERRORS.get(error.code, error.code) if self._service == "sqs" else error.code
         response = {
             "Error": {"Message": error.message, "Code": code},
-            "ResponseMetadata": _metadata(error.status, self._aws.new_id()),
+            "ResponseMetadata": self._metadata(error.status),
             **error.members,
         }
         shape = self.meta.service_model.shape_for_error_code(error.code)
         response |= {name: error.message for name in ("message", "Message") if shape and name in shape.members}
         raise self.exceptions.from_code(error.code)(response, operation) from None
+
+    def _metadata(self, status: int) -> dict[str, Any]:
+        request_id = self._aws.new_id()
+        headers = {
+            "x-amzn-requestid": request_id,
+            "content-type": "application/x-amz-json-1.1",
+            "date": self._aws.date(),
+        }
+        return {"RequestId": request_id, "HTTPStatusCode": status, "HTTPHeaders": headers, "RetryAttempts": 0}
 
     def get_paginator(self, operation_name: str) -> Any:
         """Return aiobotocore's paginator of a method."""
@@ -205,11 +216,6 @@ def _check(request: Mapping[str, Any], model: Any) -> None:
     report = ParamValidator().validate(request, shape)
     if report.has_errors():
         raise ParamValidationError(report=report.generate_report())
-
-
-def _metadata(status: int, request_id: str) -> dict[str, Any]:
-    headers = {"x-amzn-requestid": request_id, "content-type": "application/x-amz-json-1.1"}
-    return {"RequestId": request_id, "HTTPStatusCode": status, "HTTPHeaders": headers, "RetryAttempts": 0}
 
 
 @functools.cache

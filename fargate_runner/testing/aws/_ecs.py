@@ -10,6 +10,7 @@ import copy
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Final, Protocol
 
 import attrs
@@ -35,6 +36,7 @@ _LONGEST_STARTED_BY: Final = 128
 _TOKEN: Final = re.compile(r"[!-~]{1,64}")
 _CLUSTER_NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,255}")
 _ENV_LINE: Final = re.compile(r"([^#=\s][^=]*)=(.*)")
+_CHECKED: Final = partial(Checked, shape="Task")
 _VCPU_LIMIT: Final = (
     "You\N{RIGHT SINGLE QUOTATION MARK}ve reached the limit on the number of vCPUs you can run concurrently"
 )
@@ -876,15 +878,13 @@ class EcsService(Service):
         return parts[-1]
 
     def _show(self, task: Task, *, tags: bool) -> dict[str, Any]:
-        shown = self.world.wire(task)
+        if self._validate and task.checked_version != task.version:
+            check_shape("ecs", "Task", self.world.drawn(task))
+            task.checked_version = task.version
+        shown = self.world.wire(task, _CHECKED) if self._validate else self.world.wire(task)
         if tags:
             shown["tags"] = _tag_list(task.tags)
-        if not self._validate:
-            return shown
-        if task.checked_version != task.version:
-            task.checked_version = task.version
-            return check_shape("ecs", "Task", shown)
-        return Checked(shown, "Task")
+        return shown
 
     # ---- tags, settings ----
 

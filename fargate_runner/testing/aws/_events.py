@@ -33,6 +33,8 @@ _seconds = validators.ge(0.0)
 
 # A timer may fire a rounding error too early; without this a waiting receiver would then spin in virtual time.
 _ROUNDING: Final = 1e-6
+_EVENTBRIDGE: Final = "AIDAFAKEEVENTBRIDGE00"
+"""Who sent what a rule put into a queue: a principal of AWS's own, and nobody of the account."""
 _REMEMBERED: Final = 10_000
 """Events that are kept to be looked at: a server may run for weeks."""
 
@@ -267,6 +269,7 @@ class _Message:
     sent: float
     visible_at: float
     attributes: Mapping[str, Any]
+    sender: str
     group: str | None = None
     deduplication: str | None = None
     received: int = 0
@@ -418,7 +421,8 @@ class SqsService(Service):
             return False
         if queue.fifo and (group is None or queue.attributes.get("ContentBasedDeduplication") != "true"):
             return False
-        self._send(queue, body, delay=delay, group=group, deduplication=_sha(body) if queue.fifo else None)
+        deduplication = _sha(body) if queue.fifo else None
+        self._send(queue, body, delay=delay, group=group, deduplication=deduplication, by=_EVENTBRIDGE)
         return True
 
     # Queues.
@@ -607,6 +611,7 @@ class SqsService(Service):
         attributes: Mapping[str, Any] | None = None,
         group: str | None = None,
         deduplication: str | None = None,
+        by: str | None = None,
     ) -> tuple[str, int]:
         now, number = self._clock.time(), next(self._numbers)
         if queue.fifo and deduplication is not None:
@@ -624,6 +629,7 @@ class SqsService(Service):
                 sent=self._utc(),
                 visible_at=now + delay,
                 attributes=attributes or {},
+                sender=by or self.account,
                 group=group,
                 deduplication=deduplication,
             )
@@ -667,7 +673,7 @@ class SqsService(Service):
             "Body": message.body,
         }
         values: dict[str, str] = {
-            "SenderId": self.account,
+            "SenderId": message.sender,
             "SentTimestamp": str(round(message.sent * 1000)),
             "ApproximateReceiveCount": str(message.received),
             "ApproximateFirstReceiveTimestamp": str(round((message.first_received or 0) * 1000)),

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from random import Random
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -321,6 +322,10 @@ class FakeAws:
                     access_key=access_key,
                 )
             )
+
+    def date(self) -> str:
+        """Return the moment as the ``Date`` header of a reply: whole seconds of the fake's own clock."""
+        return format_datetime(self.clock.utcnow().astimezone(UTC), usegmt=True)
 
     async def _travel(self) -> None:
         least, most = self.latency

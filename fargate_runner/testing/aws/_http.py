@@ -77,6 +77,7 @@ async def serve(
         face = _Face(aws, others)
         app = web.Application(client_max_size=_LARGEST_REQUEST)
         app.on_shutdown.append(face.close)
+        app.on_response_prepare.append(face.date)
         app.router.add_route("*", "/{path:.*}", face.handle)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=30.0, lingering_time=0)
         await runner.setup()
@@ -127,6 +128,11 @@ class _Face:
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def date(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Have an answer tell the fake's own time, which need not be this machine's."""
+        del request
+        response.headers["Date"] = self._aws.date()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if self._is_closing:

@@ -14,7 +14,7 @@ import asyncio
 import heapq
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
@@ -23,6 +23,7 @@ from typing import Any, Final, Protocol
 
 import attrs
 
+from fargate_runner._job import DEADLINE_CONTAINER
 from fargate_runner.testing.aws._engine import Engine, ScriptedEngine
 from fargate_runner.testing.aws._script import (
     ESSENTIAL_EXITED,
@@ -367,7 +368,7 @@ class World:
             self.fates.draw(run) or (self.task_script(run) if self.task_script is not None else None) or TaskScript()
         )
         for container in task.containers:
-            container.script = self.script(container.run)
+            container.script = _watchdog(container.run) or self.script(container.run)
         if task.script.guardduty:
             self._inject(task)
         task.visible_at = now + task.random.uniform(*self.visible_after)
@@ -720,15 +721,19 @@ class World:
             if not task.stopped and task.launch_type == "FARGATE" and (task.provider == "FARGATE_SPOT") == spot
         )
 
-    def wire(self, task: Task) -> dict[str, Any]:
-        """Return a task in ECS's words, without its tags. The caller may change it."""
-        if task.drawn is None:
-            task.drawn = self._draw(task)
-        drawn = dict(task.drawn)
+    def wire(self, task: Task, make: Callable[[Mapping[str, Any]], dict[str, Any]] = dict[str, Any]) -> dict[str, Any]:
+        """Return a task in ECS's words, without its tags. The caller may change it: *make* copies it."""
+        drawn = make(self.drawn(task))
         drawn["containers"] = [dict(container) for container in drawn["containers"]]
         drawn["attachments"] = [dict(attachment) for attachment in drawn["attachments"]]
         drawn["overrides"] = dict(drawn["overrides"])
         return drawn
+
+    def drawn(self, task: Task) -> Mapping[str, Any]:
+        """Return the same, for who changes nothing in it: it is made once for each state of the task."""
+        if task.drawn is None:
+            task.drawn = self._draw(task)
+        return task.drawn
 
     def _draw(self, task: Task) -> dict[str, Any]:
         shown: dict[str, Any] = {
@@ -839,6 +844,13 @@ def _script(script: Script | ContainerScript | None) -> Script:
     return script
 
 
+def _watchdog(run: ContainerRun) -> ContainerScript | None:
+    """Return what our own watchdog does: a script of a test knows its job, not what the library puts beside it."""
+    if run.name != DEADLINE_CONTAINER or run.entry_point != ("sleep",) or len(run.command) != 1:
+        return None
+    return ContainerScript(run_for=float(run.command[0]))
+
+
 def _shown(task: Task) -> list[Container]:
     return task.containers if task.shows_containers else []
 
@@ -879,8 +891,8 @@ def _health(task: Task) -> str:
 
 def _iso(moment: datetime) -> str:
     """Write a moment as events do: as many digits as it takes."""
-    digits = f".{moment.microsecond:06d}".rstrip("0").rstrip(".")
-    return f"{moment:%Y-%m-%dT%H:%M:%S}{digits}Z"
+    text = moment.isoformat().removesuffix("+00:00")
+    return f"{text.rstrip('0') if '.' in text else text}Z"
 
 
 def _event_id(task: Task) -> str:
