@@ -131,6 +131,20 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Clients that are killed on a bad day of AWS, by seed: ``nox -s chaos -- --seeds 200``, ``--seed 4711``."""
+    _install(session, "test")
+    session.run("python", "-m", "tests.chaos", *session.posargs)
+
+
+@nox.session
+def mutations(session: nox.Session) -> None:
+    """Promises broken one by one in a copy of the tree: some test has to see each. ``nox -s mutations -- M3 M7``."""
+    _install(session, "test")
+    session.run("python", "-m", "tests.mutations", *session.posargs)
+
+
 def _install(session: nox.Session, *groups: str, package: bool = True) -> None:
     """Install the package with all extras and these dependency groups, once per state of pyproject.toml."""
     wanted = [*(("-e", ".[all]") if package else ()), *nox.project.dependency_groups(PROJECT, *groups)]

@@ -131,6 +131,11 @@ class Launch:
     """`Job.describe` of what is launched: tells one job from another of the same key."""
     request: Mapping[str, Any]
     secrets: Mapping[str, Secret | SecretRef] = attrs.field(factory=dict, repr=False, eq=False)
+    send_until: datetime | None = attrs.field(default=None, eq=False)
+    """
+    When it is too late to send it (again), in the time of the place; never stored. A platform forgets tokens, and this
+    process may stand still between two tries: a closed lid, SIGSTOP, Lambda.
+    """
 
     def to_json(self) -> str:
         """Return the launch as text, the same for equal launches; secret values are left out."""
@@ -291,7 +296,8 @@ class Backend(AsyncContextManagerMixin, ABC):
         :raises PlacementRefused: no room now, and nothing was started; another `Identity.placement` may find some
         :raises LaunchRejected: refused, and nothing was started
         :raises KeyConflict: the token already started something else
-        :raises BackendError: the platform could not be asked; whether it was started is for `find` to tell
+        :raises BackendError: the platform could not be asked, or not any more (`Launch.send_until`); whether it was
+            started is for `find` to tell
         """
 
     @abstractmethod

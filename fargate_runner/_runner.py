@@ -1019,7 +1019,8 @@ class Runner(AsyncContextManagerMixin):
                     prepare = partial(self.backend.prepare, job, identity)
                     fresh = await self._ask(live, identity.attempt, "prepare", prepare, stubborn=True)
                     launch = attrs.evolve(launch, secrets=fresh.secrets)
-                return await self._launch(live, job, identity.attempt, again=launch)
+                again = attrs.evolve(launch, send_until=begun + _REPLAY_WITHIN)
+                return await self._launch(live, job, identity.attempt, again=again)
             find = partial(self.backend.find, *where)
             refs: list[TaskRef] = await self._ask(live, identity.attempt, "find", find, stubborn=True)
             for ref in refs:
@@ -1042,12 +1043,11 @@ class Runner(AsyncContextManagerMixin):
 
     async def _intent(self, live: _Live, launch: Launch) -> Launch:
         """Write down what is about to be sent; return it as it can be read again, for the same bytes each time."""
-        if self.journal is None:
-            return launch
-        frozen = Launch.from_json(launch.to_json(), secrets=launch.secrets)
         at = self.backend.now()
-        await self._note(live, attempts=tuple(live.attempts), launch=frozen, launched_at=at, ref=None, stop=None)
-        return frozen
+        if self.journal is not None:
+            launch = Launch.from_json(launch.to_json(), secrets=launch.secrets)
+            await self._note(live, attempts=tuple(live.attempts), launch=launch, launched_at=at, ref=None, stop=None)
+        return attrs.evolve(launch, send_until=at + _REPLAY_WITHIN)
 
     async def _note(self, live: _Live, *, must: bool = True, **changes: Any) -> None:
         """
@@ -1291,9 +1291,12 @@ class Runner(AsyncContextManagerMixin):
             except (BackendError, OSError):
                 raise _LaunchUnanswered(str(exc)) from exc
             started = next((ref for ref in refs if ref.token == launch.token), None)
-            if started is None:
-                raise
-            return started
+            if started is not None:
+                return started
+            if launch.send_until is not None and self.backend.now() > launch.send_until:
+                # The platform may have forgotten what it started.
+                raise _LaunchUnanswered(str(exc)) from exc
+            raise
         return ref
 
     async def _ask(
@@ -1454,14 +1457,16 @@ class Runner(AsyncContextManagerMixin):
         watch.asks += 1
         watch.ask_again_at = now + watch.stop_timeout + _STOP_GRACE
         try:
-            with anyio.move_on_after(_STOP_GRACE):
+            with anyio.move_on_after(_STOP_GRACE) as scope:
                 await self.backend.stop(ref, reason=asked.reason)
-            watch.stop_refusals = 0
+                watch.stop_refusals = 0
+            if scope.cancelled_caught:  # waiting for its turn, or for fresh credentials: it has not arrived
+                raise _unanswered("stop", _STOP_GRACE)
         except BackendError as exc:
             self._unanswered(live, ref.attempt, "stop", exc)
             watch.stop_refusals += 1
             if watch.stop_refusals == 1:
-                watch.no_stop_from = now + _SILENCE_PATIENCE
+                watch.no_stop_from = now + max(_SILENCE_PATIENCE, self.backend.answer_patience)
             watch.ask_again_at = anyio.current_time() + _pause(watch.stop_refusals)
             # One that did not arrive is none of the three, unless it is hopeless or was tried for long enough.
             if exc.retryable:
@@ -1649,6 +1654,7 @@ class _Watch:
         "has_news",
         "in_doubt",
         "job",
+        "launched",
         "live",
         "look_again_at",
         "no_stop_from",
@@ -1678,6 +1684,8 @@ class _Watch:
         self.coming = coming
         """What is to be attended next."""
         self.begun = begun
+        self.launched = anyio.current_time()
+        """In our time; of one that is *resumed*, when it was met."""
         self.resumed = resumed
         """It began before we knew of it. Until the first look, nobody knows which of its clocks runs."""
         self.deadline_of_phase = _NEVER
@@ -1722,11 +1730,18 @@ class _Watch:
         first, runs = before == 0 and self.resumed, before < Phase.RUNNING <= newer.phase
         if self.job is not None and (first or runs):
             limit = self.job.timeout if runs else self.job.start_timeout
-            begun = (newer.started_at if runs else newer.created_at) if first else None
-            # Both in the time of the place; ours may be another.
-            ago = max(0.0, (place_now - begun).total_seconds()) if begun is not None else 0.0
-            self.deadline_of_phase = now + limit.total_seconds() - ago if limit is not None else _NEVER
+            begun = self._begun(newer, now, place_now, runs=runs)
+            self.deadline_of_phase = begun + limit.total_seconds() if limit is not None else _NEVER
         return newer.phase > before
+
+    def _begun(self, newer: Snapshot, now: float, place_now: datetime, *, runs: bool) -> float:
+        """Say when the phase of *newer* began, in our time: it may be seen late, and the place's time is another."""
+        if self.resumed:
+            at = newer.started_at if runs else newer.created_at or self.ref.created_at
+            return now - max(0.0, (place_now - at).total_seconds()) if at is not None else now
+        if runs and newer.started_at is not None and newer.created_at is not None:
+            return min(now, self.launched + max(0.0, (newer.started_at - newer.created_at).total_seconds()))
+        return now
 
     def failed(self, now: float) -> None:
         """The platform did not answer. Next it is asked for what it knows, not for news: that may take hours."""

@@ -110,7 +110,7 @@ def _run_all(seeds: list[int], jobs: int) -> Iterator[Seed]:
 
 
 def _said(counts: Counter[str]) -> str:
-    names = ("seeds", "lives", "kills", "jobs", "tasks", "calls", "faults")
+    names = ("seeds", "lives", "kills", "freezes", "jobs", "tasks", "calls", "faults")
     parts = [f"{counts[name]:,} {name}" for name in names if counts[name]]
     parts += [f"{counts[name]:,} {name}" for name in (*_COUNTED.values(), "errors")]
     return ", ".join(parts)

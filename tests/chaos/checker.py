@@ -35,7 +35,7 @@ POINTS: Final = {
 _CLOCKS: Final = 2.0
 """Seconds that a look may be late."""
 _SEEN_WITHIN: Final = 120.0
-"""Seconds within which a living client surely sees an end, or sends a launch again, and writes it down: on a bad day."""
+"""Seconds within which a living client surely sees an end, or sends a launch again, and writes it down."""
 _KEPT: Final = 3600.0
 """Seconds that ECS keeps a stopped task."""
 _REPLAYED: Final = 55 * 60.0
@@ -107,7 +107,8 @@ def recorded(history: History) -> Iterator[str]:
         result = final[0].result
         for told in history.told:
             if told.key == key and told.result != result:
-                yield f"life {told.life} was told another end of {key} than is written down: {_difference(told.result, result)}"
+                differs = _difference(told.result, result)
+                yield f"life {told.life} was told another end of {key} than is written down: {differs}"
         if not any(told.key == key for told in history.told):
             yield f"nobody was told how {key} ended"
 
@@ -126,6 +127,8 @@ def untrue(history: History) -> Iterator[str]:
         yield from _unaccounted(history, key, page.result)
         if said := _undecided(history, job, page.result):
             yield f"{key}: {said}"
+    for task in history.tasks:
+        yield from _overdue(history, task)
 
 
 def _untrue(history: History, job: Job, attempt: Attempt, task: Placed | None, page: Page) -> str:
@@ -184,6 +187,24 @@ def _as_asked(history: History, job: Job, task: Placed) -> set[Kind]:
     elif job.timeout is not None and over - main.started_at >= job.timeout.total_seconds() - _CLOCKS:
         kinds.add(Kind.TIMED_OUT)
     return kinds
+
+
+def _overdue(history: History, task: Placed) -> Iterator[str]:
+    """Tasks that ran on although their time was up, and somebody was there to stop them."""
+    job, truth, main = history.jobs[task.key], task.truth, task.truth.containers["main"]
+    slack = _SEEN_WITHIN + job.stop_timeout.total_seconds()
+    if main.started_at is None:
+        due, over = truth.accepted_at + job.start_timeout.total_seconds(), truth.stopped_at
+    elif job.timeout is not None:
+        due, over = main.started_at + job.timeout.total_seconds(), main.ended_at
+    else:
+        return
+    for span in history.spans:
+        late = max(due, span.begun, task.hidden_until) + slack
+        ran_on = late < span.ended and (over is None or over > late)
+        if span.key == task.key and ran_on and not _was_silent(history, due, late):
+            yield f"{task.key}: {_names([task])} ran on although life {span.life} should have stopped it"
+            return
 
 
 def _end_in_doubt(history: History, key: str, task: Placed) -> bool:
@@ -350,9 +371,6 @@ def _told(task: Placed) -> str:
 def _difference(one: JobResult, other: JobResult | None) -> str:
     if other is None:
         return "nothing"
-    fields = [field.name for field in attrs.fields(JobResult)]
-    return ", ".join(
-        f"{name}: {getattr(one, name)!r:.300} and {getattr(other, name)!r:.300}"
-        for name in fields
-        if getattr(one, name) != getattr(other, name)
-    )
+    names = [field.name for field in attrs.fields(JobResult)]
+    pairs = {name: (getattr(one, name), getattr(other, name)) for name in names}
+    return ", ".join(f"{name}: {a!r:.300} and {b!r:.300}" for name, (a, b) in pairs.items() if a != b)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 import random as the_random
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import datetime
 from random import Random
 from typing import Any
@@ -33,11 +34,12 @@ from fargate_runner import (
     RunnerClosed,
 )
 from fargate_runner._journal import Page
+from fargate_runner.backends.ecs._api import Budget
 from fargate_runner.testing.aws import FakeAws, Fault, TaskTruth
 from fargate_runner.testing.aws._client import FakeSession
 from fargate_runner.testing.clock import VirtualClock
-from tests.chaos.lives import Book, Killed, LifesJournal, Mortal, Wire, undertaker
-from tests.chaos.plan import Lifetime, Plan, Window, plan_of, script, stuck
+from tests.chaos.lives import Book, FreezingLoop, Killed, LifesJournal, Mortal, Wire, undertaker
+from tests.chaos.plan import Freeze, Lifetime, Plan, Window, plan_of, script, stuck
 
 __all__ = ["History", "Placed", "Read", "Span", "Told", "live_through"]
 
@@ -135,6 +137,11 @@ class History:
     """How many launches were sent that a life before had sent already."""
     lives: int = 0
     kills: int = 0
+    freezes: int = 0
+    steps: int = 0
+    """Of all lives, as far as they count."""
+    called: Counter[str] = attrs.field(factory=Counter)
+    """The calls of all lives that came back."""
 
     def at(self, moment: datetime) -> float:
         """Return a moment in seconds of the clock."""
@@ -146,6 +153,7 @@ class History:
         return Counter(
             lives=self.lives,
             kills=self.kills,
+            freezes=self.freezes,
             jobs=len(self.jobs),
             tasks=len(self.tasks),
             calls=self.calls.total(),
@@ -203,6 +211,7 @@ class Years:
         self.jobs = {str(job.key): job for job in plan.jobs}
         self.texts: dict[str, str] = {}
         self.all_is_well = False
+        self._alive = 0
         self.history = History(
             seed=plan.seed,
             jobs=self.jobs,
@@ -229,15 +238,22 @@ class Years:
         with warnings.catch_warnings():
             # A life may die between the making of a task and its first step.
             warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
-            anyio.run(self._run, backend_options={"loop_factory": self.clock.loop})
+            anyio.run(self._run, backend_options={"loop_factory": self._loop})
         return self._told_by_all()
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        if any(lifetime.freezes for lifetime in self.plan.lives):
+            return FreezingLoop(self.clock)
+        return self.clock.loop()
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         loop.set_task_factory(undertaker)
         loop.set_exception_handler(self._unheard)
         last = len(self.plan.lives) - 1
+        self.aws.faults.add(*(attrs.evolve(fault) for fault in self.plan.faults))
         async with anyio.create_task_group() as background:
+            self._background = background
             for number, lifetime in enumerate(self.plan.lives):
                 for outage in self.plan.outages:
                     if outage.life == number:
@@ -249,35 +265,83 @@ class Years:
                     background.start_soon(self._calm)
                 await self._lives(number, lifetime, is_last=number == last)
                 await anyio.sleep(lifetime.gap)
+            if any(lifetime.freezes for lifetime in self.plan.lives):
+                while self._alive:
+                    await anyio.sleep(60)
+                await self._lives(last + 1, self.plan.lives[last], is_last=True)
             background.cancel_scope.cancel()
         await self._wind_down()
 
     async def _lives(self, number: int, lifetime: Lifetime, *, is_last: bool) -> None:
         async with anyio.create_task_group() as together:
-            together.start_soon(self._life, f"{number}", lifetime, is_last)
+            together.start_soon(self._until_it_stands_still, f"{number}", lifetime, is_last)
             if lifetime.twin is not None:
                 await anyio.sleep(lifetime.twin_after)
                 together.start_soon(self._life, f"{number}b", lifetime.twin, False)
 
-    async def _life(self, name: str, lifetime: Lifetime, is_last: bool) -> None:
+    async def _until_it_stands_still(self, name: str, lifetime: Lifetime, is_last: bool) -> None:
+        """Wait for the end of a life, or until it is frozen: then it goes on later, beside the others."""
+        if lifetime.freezes is None:
+            await self._life(name, lifetime, is_last)
+            return
+        stands_still = anyio.Event()
+        self._background.start_soon(self._life, name, lifetime, is_last, stands_still)
+        await stands_still.wait()
+
+    async def _life(
+        self, name: str, lifetime: Lifetime, is_last: bool, stands_still: anyio.Event | None = None
+    ) -> None:
+        self._alive += 1
+        try:
+            await self._live(name, lifetime, is_last, stands_still)
+        finally:
+            self._alive -= 1
+            if stands_still is not None:
+                stands_still.set()
+
+    async def _freeze(self, mortal: Mortal, life: _Life, freezes: Freeze, still: anyio.Event) -> None:
+        mortal.freezes_at = freezes.step
+        with anyio.move_on_after(freezes.after if math.isinf(freezes.step) else 3600.0):
+            await mortal.stood_still.wait()
+        if not mortal.dead and mortal.tasks:
+            mortal.freeze()
+            life.stands_still()
+            self.history.freezes += 1
+            still.set()
+            await anyio.sleep(freezes.lasts)
+            life.goes_on()
+            mortal.thaw()
+
+    async def _live(self, name: str, lifetime: Lifetime, is_last: bool, stands_still: anyio.Event | None) -> None:
         mortal = Mortal(
             name,
             Random(f"{self.plan.seed}/life/{name}"),
-            dies_at=lifetime.at if lifetime.leaves == "killed at a step" else float("inf"),
-            dies_at_launch=lifetime.at if lifetime.leaves == "killed at a launch" else float("inf"),
+            dies_at=lifetime.at if lifetime.leaves in {"killed at a step", "killed at any step"} else float("inf"),
+            dies_after=(lifetime.called, lifetime.at) if lifetime.leaves == "killed after a call" else ("", 0.0),
+            every_call=lifetime.leaves == "killed at any step",
         )
         self.history.lives += 1
         life = _Life(self, mortal, lifetime, is_last=is_last)
         root = mortal.start(life.live())
         death = asyncio.ensure_future(mortal.died.wait())
         limit = lifetime.at if lifetime.leaves == "killed" else _LONGEST_LIFE
+        if lifetime.killed_leaving is not None:
+            limit = lifetime.at + lifetime.killed_leaving
+        freezing: asyncio.Task[None] | None = None
+        if lifetime.freezes is not None and stands_still is not None:
+            limit += lifetime.freezes.lasts
+            freezing = asyncio.ensure_future(self._freeze(mortal, life, lifetime.freezes, stands_still))
         await asyncio.wait({root, death}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         if not root.done():
-            if not lifetime.leaves.startswith("killed"):
+            if limit >= _LONGEST_LIFE and not lifetime.leaves.startswith("killed"):
                 self.history.wrong.append(f"the life {name} did not end: {life.unfinished()}")
             mortal.die()
         if mortal.dead:
             self.history.kills += 1
+        self.history.steps += mortal.steps
+        self.history.called += mortal.calls
+        if freezing is not None:
+            freezing.cancel()
         life.ended()
         await mortal.bury()
         death.cancel()
@@ -359,6 +423,7 @@ class _Life:
         self._is_last = is_last
         self._history = years.history
         self._held: dict[str, tuple[float, bool]] = {}
+        self._paused: dict[str, tuple[float, bool]] = {}
         self._leaving = False
         self._scopes: dict[anyio.CancelScope, None] = {}
 
@@ -373,6 +438,16 @@ class _Life:
         """Note that it looks after nothing any more."""
         for key in tuple(self._held):
             self._let_go(key)
+
+    def stands_still(self) -> None:
+        """Note that for a while it looks after nothing."""
+        self._paused = dict(self._held)
+        self.ended()
+
+    def goes_on(self) -> None:
+        """Note that it looks after what it held before."""
+        for key, (_, owned) in self._paused.items():
+            self._hold(key, owned=owned)
 
     def _hold(self, key: str, *, owned: bool) -> None:
         if self._alive and key not in self._held:
@@ -404,6 +479,8 @@ class _Life:
             utcnow=years.clock.utcnow,
             cadence=plan.cadence,
             log_cadence=plan.log_cadence,
+            # Two processes that share an account say so, as the reference tells them to.
+            budget=Budget(share=0.4) if any(lifetime.twin for lifetime in plan.lives) else None,
         )
         journal = LifesJournal(years.book, self._mortal, slowest=plan.slowest_write, troubles=lifetime.journal_troubles)
         runner = Runner(backend, journal=journal, on_exit=lifetime.on_exit, utcnow=years.clock.utcnow)
@@ -427,6 +504,9 @@ class _Life:
 
     async def _leave(self, scope: anyio.CancelScope) -> None:
         await anyio.sleep(self._lifetime.at)
+        if self._lifetime.how in {"run", "map"}:  # cancelling these is stopping the jobs
+            for key in self._held:
+                self._cancels(key)
         for one in tuple(self._scopes):
             one.cancel()
         scope.cancel()
@@ -509,7 +589,7 @@ class _Life:
                 return
 
     @contextlib.contextmanager
-    def _cancelled_in_order(self) -> Iterator[None]:
+    def _cancelled_in_order(self) -> Generator[None]:
         """
         Let what is inside be cancelled in the order in which it began, when the life leaves.
 
@@ -573,7 +653,7 @@ class _Life:
         try:
             handle = await runner.attach(text)
         except (BackendError, JournalError, JobNotFound) as exc:
-            if isinstance(exc, JobNotFound) and key in self._years.book.pages:
+            if isinstance(exc, JobNotFound) and key in self._years.book.keys:
                 self._wrong(f"attach {text}: {exc!r}")
             self._let_go(key)
             return
@@ -589,7 +669,10 @@ class _Life:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._read, handle, lines)
-                self._told(key, await handle.wait())
+                result = await handle.wait()
+                self._told(key, result)
+                if result.outcome.kind is Kind.UNKNOWN:  # its task may run on, and so may its lines
+                    tasks.cancel_scope.deadline = anyio.current_time() + 600
         except* (BackendError, JournalError, RunnerClosed) as group:
             failed = True
             if not self._leaving:
@@ -603,9 +686,11 @@ class _Life:
         try:
             async with contextlib.aclosing(handle.logs()) as found:
                 async for line in found:
-                    lines.append(line.text)
+                    lines.append(line.text)  # noqa: PERF401 (what was read counts although it ends with an error)
         except FargateRunnerError as exc:
-            if not self._leaving and not self._silent_lately():
+            # Who stood still finds that a call of before has had no answer for long.
+            stood_still = isinstance(exc, BackendError) and self._mortal.stood_still.is_set()
+            if not self._leaving and not stood_still and not self._silent_lately():
                 self._wrong(f"lines of {handle.key}: {exc!r}")
             return
         if self._alive and not self._leaving and handle.result is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from itertools import count
@@ -20,11 +20,12 @@ from typing import Any, Final
 
 import anyio
 
-from fargate_runner import Journal, JournalError
-from fargate_runner._journal import Overtaken, Page
-from fargate_runner.testing.aws import FakeAws
+from fargate_runner import Journal, JournalError, MemoryJournal
+from fargate_runner._journal import Page
+from fargate_runner.testing.aws import AwsError, ConnectionCut, FakeAws
+from fargate_runner.testing.clock import _VirtualLoop
 
-__all__ = ["Book", "Killed", "LifesJournal", "Mortal", "Wire", "undertaker"]
+__all__ = ["Book", "FreezingLoop", "Killed", "LifesJournal", "Mortal", "Wire", "undertaker"]
 
 _OF: contextvars.ContextVar[Mortal | None] = contextvars.ContextVar(
     "the life on whose behalf a task runs", default=None
@@ -42,17 +43,30 @@ class Mortal:
     """One life. ``step`` counts what it does; at the step that it was given, or when told so, it dies."""
 
     def __init__(
-        self, name: str, random: Random, *, dies_at: float = float("inf"), dies_at_launch: float = float("inf")
+        self,
+        name: str,
+        random: Random,
+        *,
+        dies_at: float = float("inf"),
+        dies_after: tuple[str, float] = ("", 0.0),
+        every_call: bool = False,
     ) -> None:
         self.name = name
         self.random = random
         self.dies_at = dies_at
-        self.dies_at_launch = dies_at_launch
+        self.dies_after = dies_after
+        self.every_call = every_call
+        """Whether every call is a step, or only those that matter most."""
         self.steps = 0
-        self.launches = 0
+        self.calls: Counter[str] = Counter()
         self.dead = False
         self.tasks: dict[asyncio.Task[Any], None] = {}
         self.died = asyncio.Event()
+        self.frozen = False
+        self.freezes_at = float("inf")
+        """At which step it is frozen."""
+        self.stood_still = asyncio.Event()
+        self._put_off: list[Callable[[], object]] = []
 
     def start(self, live: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Begin: whatever *live* starts is of this life."""
@@ -65,14 +79,16 @@ class Mortal:
         if self.dead:
             raise Killed
         self.steps += 1
+        if self.steps == self.freezes_at:
+            self.freeze()
         if self.steps >= self.dies_at:
             self.die()
             raise Killed
 
-    def launched(self) -> None:
-        """Count a launch that was answered: its answer may be the last that arrives."""
-        self.launches += 1
-        if self.launches >= self.dies_at_launch:
+    def called(self, called: str) -> None:
+        """Count a call that came back, with an answer or without one; it may be the last."""
+        self.calls[called] += 1
+        if self.dies_after[0] == called and self.calls[called] >= self.dies_after[1]:
             self.die()
             raise Killed
 
@@ -81,8 +97,26 @@ class Mortal:
         self.dead = True
         self.died.set()
 
+    def freeze(self) -> None:
+        """Stand still, as by SIGSTOP or a closed lid, or as Lambda between two requests. What was sent arrives."""
+        self.frozen = True
+        self.stood_still.set()
+
+    def thaw(self) -> None:
+        """Go on, as if no time had passed; only the clocks know."""
+        self.frozen = False
+        put_off, self._put_off = self._put_off, []
+        for act in put_off:
+            asyncio.get_running_loop().call_soon(act)
+
+    def put_off(self, act: Callable[[], object]) -> None:
+        """Do something once it goes on."""
+        self._put_off.append(act)
+
     async def bury(self) -> None:
         """Take every task of it off the loop. No time passes."""
+        if self.frozen:
+            self.thaw()
         for _ in range(10_000):
             # What was just made has to begin before it is cancelled: asyncio complains about coroutines that never ran.
             await asyncio.sleep(0)
@@ -118,6 +152,30 @@ def undertaker(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> as
     return task
 
 
+class FreezingLoop(_VirtualLoop):
+    """An event loop that leaves out what is due for a life that stands still."""
+
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
+        return super().call_soon(_unless_frozen(callback, args, context), context=context)
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+        return super().call_at(when, _unless_frozen(callback, args, context), context=context)
+
+
+def _unless_frozen(callback: Callable[..., object], args: tuple[Any, ...], context: Any) -> Callable[[], object]:
+    life = _OF.get() if context is None else context.get(_OF)
+    if life is None:
+        return lambda: callback(*args)
+
+    def act() -> None:
+        if life.frozen:
+            life.put_off(act)
+        else:
+            callback(*args)
+
+    return act
+
+
 _NOBODY: Final = contextvars.Context()
 
 
@@ -140,26 +198,26 @@ class Wire:
     async def call(
         self, service: str, operation: str, request: Mapping[str, Any], *, access_key: str | None = None
     ) -> dict[str, Any]:
-        life = self._life
-        notable = operation in _NOTABLE
+        life, called = self._life, f"{service}.{operation}"
+        is_step = life.every_call or operation in _NOTABLE
         if life.dead:
             raise Killed
-        if notable:
+        if is_step:
             life.step()
         if operation == "RunTask" and request["clientToken"] in self._refused:
             self._sent_again[request["clientToken"]] += 1
         asked = self._aws.call(service, operation, request, access_key=access_key)
-        if operation.startswith(_LOOKS):
-            reply = await asked
-        else:
-            reply = await self._sent(asked)
+        try:
+            reply = await (asked if operation.startswith(_LOOKS) else self._sent(asked))
+        except (AwsError, ConnectionCut):
+            life.called(called)
+            raise
         if life.dead:
             raise Killed
-        if operation == "RunTask":
-            if not reply["tasks"]:
-                self._refused.add(request["clientToken"])
-            life.launched()
-        if notable:
+        life.called(called)
+        if operation == "RunTask" and not reply["tasks"]:
+            self._refused.add(request["clientToken"])
+        if is_step:
             life.step()
         return reply
 
@@ -182,32 +240,33 @@ def _heard(sent: asyncio.Task[Any]) -> None:
 
 
 class Book:
-    """What is written down, whoever lives: pages as text, and everything that was ever written."""
+    """What is written down, whoever lives: pages that have been text, and everything that was ever written."""
 
     def __init__(self) -> None:
-        self.pages: dict[str, tuple[str, int]] = {}
+        self._journal = MemoryJournal()
         self.history: dict[str, list[Page | None]] = {}
         """Every page that was committed, in order; None where it was forgotten."""
-        self.namespace: str | None = None
 
-    def read(self, key: str) -> Page | None:
-        found = self.pages.get(key)
-        return None if found is None else Page.from_json(found[0], revision=found[1])
+    @property
+    def keys(self) -> list[str]:
+        """Those that have a page, the oldest first."""
+        return [key for key, pages in self.history.items() if pages[-1] is not None]
 
-    def write(self, page: Page) -> Page:
-        there = self.pages.get(page.key)
-        if (there[1] if there is not None else 0) != page.revision:
-            raise Overtaken(self.read(page.key))
-        self.pages[page.key] = page.to_json(), page.revision + 1
-        written = self.read(page.key)
-        assert written is not None
+    async def bind(self, namespace: str) -> None:
+        await self._journal.bind(namespace)
+
+    async def read(self, key: str) -> Page | None:
+        return await self._journal.read(key)
+
+    async def write(self, page: Page) -> Page:
+        written = await self._journal.write(Page.from_json(page.to_json(), revision=page.revision))
         self.history.setdefault(page.key, []).append(written)
         return written
 
-    def forget(self, key: str, revision: int | None) -> None:
-        page = self.read(key)
-        if page is not None and (page.ended_at is not None or page.revision == revision):
-            del self.pages[key]
+    async def forget(self, key: str, revision: int | None) -> None:
+        before = await self._journal.read(key)
+        await self._journal.forget(key, revision=revision)
+        if before is not None and await self._journal.read(key) is None:
             self.history[key].append(None)
 
 
@@ -231,8 +290,7 @@ class LifesJournal(Journal):
         yield
 
     async def bind(self, namespace: str) -> None:
-        self._life.step()
-        self._book.namespace = namespace
+        await self._do(lambda: self._book.bind(namespace), troubles=0.0)
 
     async def read(self, key: str) -> Page | None:
         return await self._do(lambda: self._book.read(key))
@@ -241,7 +299,7 @@ class LifesJournal(Journal):
         return await self._do(lambda: self._book.write(page))
 
     async def open_pages(self) -> AsyncGenerator[Page]:
-        for key in list(self._book.pages):
+        for key in self._book.keys:
             page = await self._do(lambda key=key: self._book.read(key), troubles=0.0)
             if page is not None and page.ended_at is None:
                 yield page
@@ -252,7 +310,7 @@ class LifesJournal(Journal):
     async def prune(self, *, ended_before: datetime) -> int:
         raise NotImplementedError
 
-    async def _do(self, act: Callable[[], Any], *, troubles: float | None = None) -> Any:
+    async def _do(self, act: Callable[[], Awaitable[Any]], *, troubles: float | None = None) -> Any:
         life = self._life
         life.step()
         await self._moment()
@@ -262,7 +320,7 @@ class LifesJournal(Journal):
             raise JournalError("the file is locked", journal=self.name, retryable=True)
         if life.dead:
             raise Killed
-        done = act()
+        done = await act()
         life.step()
         await self._moment()
         if trouble:

@@ -12,15 +12,34 @@ import attrs
 from fargate_runner import Capacity, Job, Retry
 from fargate_runner.backends.ecs._logs import LogCadence
 from fargate_runner.backends.ecs._watch import Cadence
-from fargate_runner.testing.aws import Chaos, ContainerRun, ContainerScript, Ingestion, Pace, TaskRun, TaskScript
+from fargate_runner.testing.aws import Chaos, ContainerRun, ContainerScript, Fault, Ingestion, Pace, TaskRun, TaskScript
 from tests.contract.ecs_words import IMAGE
 
-__all__ = ["Lifetime", "Outage", "Plan", "Window", "plan_of", "script", "stuck"]
+__all__ = ["Freeze", "Lifetime", "Outage", "Plan", "Window", "plan_of", "script", "stuck"]
 
 SPOT_FIRST: Final = (Capacity.spot(), Capacity.spot(), Capacity.fargate())
 
 How = Literal["submit", "run", "map", "recover", "recover and submit", "attach"]
-Leaves = Literal["killed at a step", "killed at a launch", "killed", "leaves", "is cancelled", "sees it through"]
+Leaves = Literal[
+    "killed at a step",
+    "killed at any step",
+    "killed after a call",
+    "killed",
+    "leaves",
+    "is cancelled",
+    "sees it through",
+]
+
+
+@attrs.frozen
+class Freeze:
+    """That a life stands still for a while, and then goes on as if nothing had been."""
+
+    after: float
+    """Seconds, at most."""
+    step: float
+    """At this step, if that comes first."""
+    lasts: float
 
 
 @attrs.frozen(kw_only=True)
@@ -30,10 +49,16 @@ class Lifetime:
     how: How
     leaves: Leaves
     at: float
-    """The step, the launch or the second at which it ends."""
+    """The step, the call (of *called*) or the second at which it ends."""
+    called: str = ""
+    """After the how manieth call of what it is killed: ``ecs.RunTask``."""
     on_exit: Literal["stop", "detach"] = "detach"
+    killed_leaving: float | None = None
+    """Seconds after which it is killed while it is still leaving."""
     stops: tuple[tuple[str, float], ...] = ()
     """Which jobs it stops, and after how many seconds."""
+    freezes: Freeze | None = None
+    """That it stands still for a while. The next one does not wait for it."""
     gap: float = 0.0
     """Seconds until the next one begins."""
     journal_troubles: float = 0.0
@@ -73,17 +98,19 @@ class Plan:
     jobs: tuple[Job, ...]
     lives: tuple[Lifetime, ...]
     chaos: Chaos
-    ingestion: Ingestion
-    windows: tuple[Window, ...]
-    outages: tuple[Outage, ...]
-    capacity: tuple[Capacity, ...]
-    visible_after: tuple[float, float]
-    pace: Pace
-    cadence: Cadence
-    log_cadence: LogCadence
-    calm_after: float
+    ingestion: Ingestion = attrs.field(factory=Ingestion)
+    windows: tuple[Window, ...] = ()
+    outages: tuple[Outage, ...] = ()
+    capacity: tuple[Capacity, ...] = (Capacity.fargate(),)
+    visible_after: tuple[float, float] = (0.0, 1.5)
+    pace: Pace = attrs.field(factory=Pace)
+    cadence: Cadence = attrs.field(factory=Cadence)
+    log_cadence: LogCadence = attrs.field(factory=LogCadence)
+    calm_after: float = 0.0
     """Seconds of the last life after which all is well."""
-    slowest_write: float
+    slowest_write: float = 0.0
+    faults: tuple[Fault, ...] = ()
+    """Single ones, besides the chaos."""
 
 
 def _log_uniform(random: Random, least: float, most: float) -> float:
@@ -180,33 +207,42 @@ def _gap(random: Random) -> float:
     return random.uniform(least, most)
 
 
+def _freeze(random: Random, jobs: int) -> Freeze:
+    step = random.choice((math.inf, random.randint(1, 14 * jobs)))
+    return Freeze(after=_log_uniform(random, 0.05, 200), step=step, lasts=_log_uniform(random, 1, 6 * 3600))
+
+
 def _lifetime(random: Random, keys: list[str], number: int, *, has_twin: bool = True) -> Lifetime:
     how: How = random.choices(("submit", "run", "map"), weights=(5, 1, 1))[0]
     if number > 0:
         how = random.choices(("recover", "recover and submit", "attach", how), weights=(3, 1, 2, 5))[0]
     leaves: Leaves = random.choices(
-        ("killed at a step", "killed at a launch", "killed", "leaves", "is cancelled", "sees it through"),
+        ("killed at a step", "killed after a call", "killed", "leaves", "is cancelled", "sees it through"),
         weights=(5, 3, 5, 1.5, 1, 0.5),
     )[0]
     if leaves == "killed at a step":
         at = random.uniform(1, 14 * len(keys))
-    elif leaves == "killed at a launch":
+    elif leaves == "killed after a call":
         at = random.uniform(0, 1.5 * len(keys))
     else:
         at = _log_uniform(random, 0.3 if leaves == "killed" else 10, 400)
     on_exit = random.choices(("stop", "detach"), weights=(1, 2))[0]
+    killed_leaving = _log_uniform(random, 0.05, 60) if random.random() < 0.5 else None
     stops = tuple(
         (random.choice(keys), _log_uniform(random, 0.1, 200)) for _ in range(random.choices((0, 1, 2), (6, 3, 1))[0])
     )
     twin = None
-    if has_twin and random.random() < 0.2:
+    if has_twin and random.random() < 0.25:
         twin = _lifetime(random, keys, 1 if number > 0 else 0, has_twin=False)
     return Lifetime(
         how=how,
         leaves=leaves,
         at=at,
+        called=random.choices(("ecs.RunTask", "ecs.StopTask", "ecs.DescribeTasks"), weights=(6, 1, 1))[0],
         on_exit=on_exit,
+        killed_leaving=killed_leaving if leaves in {"leaves", "is cancelled"} else None,
         stops=stops,
+        freezes=_freeze(random, len(keys)) if random.random() < 0.2 else None,
         gap=_gap(random),
         journal_troubles=random.choice((0.0, 0.0, 0.02, 0.1)),
         twin=twin,
@@ -251,12 +287,13 @@ def plan_of(seed: int) -> Plan:
         "host": 0.03,
         "start_failure": 0.05,
     }
+    scaled: dict[str, Any] = {name: min(0.5, rate * rough) for name, rate in rates.items()}
     chaos = Chaos(
         seed=seed,
         slow_for=(0.1, random.choice((5.0, 45.0))),
         hidden_for=(1.0, random.choice((30.0, 290.0))),
         trouble_after=(0.0, random.choice((10.0, 60.0, 1200.0))),
-        **{name: min(0.5, rate * rough) for name, rate in rates.items()},
+        **scaled,
     )
     period = random.choice((5.0, 10.0, 20.0))
     return Plan(
@@ -276,7 +313,8 @@ def plan_of(seed: int) -> Plan:
         visible_after=(0.0, random.choice((1.5, 20.0))),
         pace=random.choice((Pace(), Pace().scaled(0.1))),
         cadence=Cadence(period=period),
-        log_cadence=LogCadence(period=period),
+        # The driver's batches span five seconds each, and one may come eight seconds after the next.
+        log_cadence=LogCadence(period=period, overlap=20.0),
         calm_after=random.choice((0.0, 30.0, 600.0)),
         slowest_write=random.choice((0.0, 0.05)),
     )

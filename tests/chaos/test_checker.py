@@ -25,8 +25,9 @@ def moment(seconds: float) -> datetime:
     return ZERO + timedelta(seconds=seconds)
 
 
-def task(number: int, begun: float, exit_code: int | None, **changes: Any) -> Placed:
-    main = ContainerTruth(name="main", started_at=begun + 10, ended_at=begun + 30, exit_code=exit_code, lines=LINES)
+def task(number: int, begun: float, exit_code: int | None, *, ended: float | None = None, **changes: Any) -> Placed:
+    ended = begun + 30 if ended is None else ended
+    main = ContainerTruth(name="main", started_at=begun + 10, ended_at=ended, exit_code=exit_code, lines=LINES)
     truth = TaskTruth(
         arn=f"arn-{number}",
         started_by="fr/default/k",
@@ -35,8 +36,8 @@ def task(number: int, begun: float, exit_code: int | None, **changes: Any) -> Pl
         provider="FARGATE",
         accepted_at=begun,
         started_at=begun + 10,
-        ended_at=begun + 30,
-        stopped_at=begun + 40,
+        ended_at=ended,
+        stopped_at=ended + 10,
         status="STOPPED",
         stop_code="EssentialContainerExited",
         stopped_reason="Essential container in task exited",
@@ -166,6 +167,10 @@ DOCTORED: dict[str, tuple[int, History]] = {
             attempt(2, Kind.TIMED_OUT, 143),
             tasks=[task(1, 0, 3), stopped(2, 50, "UserInitiated", 143)],
         ),
+    ),
+    "one ran on although its time was up": (
+        4,
+        history(jobs={"k": JOB.with_(timeout=timedelta(seconds=5))}, tasks=[task(1, 0, 3, ended=250), task(2, 300, 0)]),
     ),
     "a task is in no record": (4, history(tasks=[task(1, 0, 3), task(2, 50, 0), task(3, 91, 0)])),
     "a record is of another attempt": (

@@ -20,16 +20,19 @@ from fargate_runner import (
     JournalError,
     KeyConflict,
     Kind,
+    LogsUnavailable,
+    MemoryBackend,
     MemoryJournal,
     Retry,
     Runner,
     Secret,
+    TaskRef,
 )
 from fargate_runner._journal import Page
 from fargate_runner.telemetry import AttemptLaunched, JobEnded
 from tests.scenario.faults import Fault, How, once
 from tests.scenario.killed import Killed, Plug, PluggedJournal
-from tests.scenario.world import World, fixed, job, seconds, virtually
+from tests.scenario.world import World, fixed, job, played, seconds, virtually
 
 RETRY = Retry(failures=2, wait=fixed(5))
 
@@ -171,6 +174,32 @@ class TestAFinalRecord:
             assert await (await runner.attach("k")).wait() == result
         async with world.runner(journal=journal) as runner:
             assert await (await runner.attach(text)).wait() == result
+
+    async def test_leads_to_the_lines_as_long_as_the_platform_keeps_them(self, world: World) -> None:
+        class Keeping(MemoryBackend):
+            async def forget(self, ref: TaskRef) -> None:
+                pass  # as ECS does: CloudWatch keeps the lines
+
+        journal = MemoryJournal()
+        read: list[list[str]] = []
+        one = job("talking", key="k")
+        for _ in range(2):
+            backend = Keeping(played, platform=world.platform, utcnow=world.clock.utcnow)
+            async with world.runner(journal=journal, backend=backend) as runner:
+                handle = await runner.submit(one)
+                read.append([str(line) async for line in handle.logs()])
+
+        assert read == [["one", "two", "three"]] * 2
+
+    async def test_does_not_say_that_there_were_no_lines_where_they_are_gone(self, world: World) -> None:
+        journal = MemoryJournal()
+        async with world.runner(journal=journal) as runner:
+            await runner.run(job("talking", key="k"))
+
+        async with world.runner(journal=journal) as runner:
+            handle = await runner.submit(job("talking", key="k"))
+            with pytest.raises(LogsUnavailable):
+                [line async for line in handle.logs()]
 
     async def test_of_another_job_is_a_conflict(self, world: World) -> None:
         journal = MemoryJournal()

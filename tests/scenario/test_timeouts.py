@@ -172,6 +172,15 @@ class TestStopsThatDoNotWork:
         assert result.outcome.kind is Kind.CANCELLED
         assert world.platform.live() == 0
 
+    async def test_one_that_does_not_answer_a_while_is_asked_until_it_does(self, world: World) -> None:
+        async with world.runner(Fault("hangs", "stop", until=250)) as runner:
+            handle = await runner.submit(job("endless"))
+            await anyio.sleep(60)
+            result = await within(3600, handle.stop)
+
+        assert result.outcome.kind is Kind.CANCELLED
+        assert world.platform.live() == 0
+
     @pytest.mark.parametrize("how", ["refuses", "refuses_for_good", "hangs"])
     async def test_one_that_refuses_for_ever_does_not_hang_us(self, world: World, how: How) -> None:
         async with world.runner(Fault(how, "stop")) as runner:
@@ -187,7 +196,7 @@ class TestStopsThatDoNotWork:
             for _ in range(20):
                 await runner.submit(job("endless", stop_timeout=seconds(30)))
 
-        assert world.now <= 3 * 60 + 10 + 30 + 30
+        assert world.now <= 5 * 60 + 30 + 60 + 10 + 30 + 30
         assert world.unbalanced() == {}
 
 

@@ -169,6 +169,7 @@ _ADVICE_BY_CODE: Final[Mapping[str, str]] = {
     "OptInRequired": "the account has not signed up for this service, or the region is not enabled",
     "BlockedException": "AWS has blocked this account: ask AWS Support",
     "ParamValidation": "botocore does not even send it",
+    "TooLate": "look whether it happened before you do it again",
 }
 _ADVICE: Final[Mapping[Trouble, str]] = {
     Trouble.THROTTLED: "ask AWS for a higher quota, or use less of it: Budget(share=…)",
@@ -771,6 +772,7 @@ class Api:
         operation: str,
         throttle_patience: float = float("inf"),
         patience: float = float("inf"),
+        may_be_sent: Callable[[], bool] = lambda: True,
         /,
         **request: Any,
     ) -> dict[str, Any]:
@@ -779,9 +781,9 @@ class Api:
 
         Throttles are waited out, without end unless *throttle_patience* gives one in seconds. What AWS or the way to it
         fails in is tried again for two minutes, what expired credentials fail in for a quarter of an hour, or for
-        *patience* seconds if that is less; always with the very same request.
+        *patience* seconds if that is less; always with the very same request. *may_be_sent* is asked before each try.
 
-        :raises ApiError: AWS's own error, or none of its answers
+        :raises ApiError: AWS's own error, or none of its answers; or it may not be sent any more
         :raises BackendUnavailable: AWS cannot be reached at all: no credentials, no region, no way to the endpoint
         :raises RunnerClosed: outside of `running`, or on another event loop
         """
@@ -789,7 +791,15 @@ class Api:
         if operation == "ecs.RunTask":
             # botocore would make up a new one for each try, and each would start a task.
             assert request.get("clientToken"), "a RunTask without a clientToken must not be sent twice"
-        return await self._try(_Call(self, operation, request, patience=patience, throttle_patience=throttle_patience))
+        asked = _Call(
+            self,
+            operation,
+            request,
+            patience=patience,
+            throttle_patience=throttle_patience,
+            may_be_sent=may_be_sent,
+        )
+        return await self._try(asked)
 
     async def _try(self, call: _Call) -> dict[str, Any]:
         try:
@@ -1059,7 +1069,9 @@ class _Call:
         *,
         patience: float = float("inf"),
         throttle_patience: float = float("inf"),
+        may_be_sent: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._may_be_sent = may_be_sent
         self._api = api
         self._operation = operation
         self._request = request
@@ -1084,6 +1096,9 @@ class _Call:
         try:
             async with api._lend(self._service) as lent:
                 generation = lent.generation
+                if not self._may_be_sent():
+                    said = "it is too late to send it: AWS may have forgotten what it did about it before"
+                    raise ApiError(self._operation, "TooLate", said, trouble=Trouble.UNKNOWN, in_doubt=True)
                 api.stats.calls[self._operation] += 1
                 for bucket in buckets:
                     api.stats.buckets[bucket.name] += 1

@@ -531,10 +531,20 @@ class EcsBackend(Backend):
             raise _refused(launch, reply, request_id)
         return self._take(launch, task, owner, begun, request_id)
 
+    def _in_time(self, launch: Launch) -> Callable[[], bool]:
+        """Return what says whether a launch may (still) be sent."""
+        until = launch.send_until
+        if until is None:
+            return lambda: True
+        # AWS's time is kept by a clock that may stand still with the machine; the one on the wall does not.
+        until_here = self._utcnow() + (until - self.now())
+        return lambda: self.now() <= until and self._utcnow() <= until_here
+
     async def _ask_to_run(self, launch: Launch) -> dict[str, Any]:
         """Send a launch; of several that are one call, the first sends it and all get the reply."""
         self._turns.take(launch.token)
-        send = partial(self._api.call, "ecs.RunTask", _THROTTLES_PATIENCE, **launch.request["run_task"])
+        patience, in_time = (_THROTTLES_PATIENCE, float("inf")), self._in_time(launch)
+        send = partial(self._api.call, "ecs.RunTask", *patience, in_time, **launch.request["run_task"])
         if launch.identity.shared is None:
             return await send()
         group = self._groups.get(launch.token)
