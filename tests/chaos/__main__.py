@@ -14,10 +14,8 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-import attrs
-
-from tests.chaos.checker import POINTS, Violation, violations
-from tests.chaos.harness import live_through
+from tests.chaos.checker import POINTS
+from tests.chaos.seeds import Seed, run
 
 _COUNTED = {
     1: "duplicates",
@@ -28,28 +26,6 @@ _COUNTED = {
     6: "lost lines",
     7: "over budget",
 }
-
-
-@attrs.frozen
-class Seed:
-    """What came of a seed, small enough to be sent between processes."""
-
-    seed: int
-    violations: tuple[Violation, ...]
-    counts: Counter[str]
-    digest: str
-    seconds: float
-
-
-def run(seed: int) -> Seed:
-    """Live a seed, and check what happened."""
-    begun = time.perf_counter()
-    try:
-        history = live_through(seed)
-        found = tuple(violations(history))
-    except Exception as exc:
-        return Seed(seed, (Violation(0, f"the harness broke: {exc!r}"),), Counter(), "", time.perf_counter() - begun)
-    return Seed(seed, found, history.counts, history.digest, time.perf_counter() - begun)
 
 
 def main(argv: list[str] | None = None) -> int:

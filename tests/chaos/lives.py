@@ -191,7 +191,7 @@ class Wire:
         self._refused: set[str] = set()
         self._sent_again = sent_again
         self.region = aws.region
-        self.new_id = aws.new_id
+        self.new_id, self.date = aws.new_id, aws.date
         self._life = life
         self._aws = aws
 
