@@ -29,6 +29,8 @@ NEWER = tuple(f"tests/ecs/test_{what}.py" for what in ("newer_session", "parser"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 # One more than there are cores: a few tests wait for real processes, and leave theirs to others.
 SPREAD = ("-n", str(CORES + 1), "--dist", "worksteal")
+# Containers are waited for one after the other, and what only computes can wait for them.
+POLITELY = ("nice",) if shutil.which("nice") else ()
 DOCKER_REQUIRED = os.environ.get("FARGATE_RUNNER_DOCKER") == "required"
 
 # Whatever interpreter runs nox is one of them, so that there is always something to test with.
@@ -84,9 +86,10 @@ def tests(session: nox.Session) -> None:
     elif _is_first(session):
         _make_docker_ready(session)
         with _beside(session, "pytest", "-m", "docker"):
-            session.run("coverage", "run", "-m", "pytest", *FLOORS)
+            session.run(*POLITELY, "coverage", "run", "-m", "pytest", *FLOORS, external=True)
             session.run("coverage", "report", f"--include={THINKING}", "--fail-under=95")
-            session.run("pytest", *SPREAD, "-m", "not docker", *(f"--ignore={part}" for part in FLOORS))
+            others = (f"--ignore={part}" for part in FLOORS)
+            session.run(*POLITELY, "pytest", *SPREAD, "-m", "not docker", *others, external=True)
     else:
         session.run("pytest", *SPREAD, "-m", "not docker and not sweep")
 

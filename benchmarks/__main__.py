@@ -44,7 +44,7 @@ def main() -> int:
         "ecs-jobs": lambda: ecs_jobs.run(jobs=200 if given.quick else 1000),
         "fanout": lambda: fanout.run(quick=given.quick),
         "virtual": lambda: fanout.run_virtual(jobs=(200,) if given.quick else (1000, 10_000)),
-        "memory": lambda: fanout.run_memory(jobs=1000 if given.quick else 10_000),
+        "memory": lambda: fanout.run_memory(jobs=500 if given.quick else 10_000),
         "streams": lambda: many_streams.run(**({"streams": 200, "seconds": 20, "rounds": 5} if given.quick else {})),
         "storm": lambda: bad_days.run_storm(jobs=200 if given.quick else 1000),
         "trouble": lambda: bad_days.run_trouble(jobs=500 if given.quick else 10_000),

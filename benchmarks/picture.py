@@ -74,7 +74,7 @@ def draw(series: Series, file: Path) -> None:
     mpl.use("Agg")
     mpl.rcParams |= {"font.size": 9.5, "svg.fonttype": "path", "svg.hashsalt": "fargate_runner", "text.color": _INK}
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 4.1), layout="constrained")
     for way, (called, colour, marker) in _STYLES.items():
@@ -95,8 +95,9 @@ def draw(series: Series, file: Path) -> None:
         right.plot(jobs, [point.calls for point in points], **style)
         for point in points:
             if point.lost >= 0.005:
-                note: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8.5, "color": colour}
-                left.annotate(f"{point.lost:.0%} lost", (point.jobs, point.makespan), xytext=(0, 9), **note)
+                note: dict[str, Any] = {"textcoords": "offset points", "ha": "left", "fontsize": 8.5, "color": colour}
+                where = point.jobs, point.makespan
+                left.annotate(f"{point.lost * 100:.0f} % of the jobs lost", where, xytext=(8, -15), **note)
     for axes, title, unit in (
         (left, "From the first launch to the last end seen", "seconds"),
         (right, "Calls to ECS", "calls"),
@@ -106,7 +107,9 @@ def draw(series: Series, file: Path) -> None:
         axes.margins(0.09, 0.14)
         ticks = sorted({point.jobs for points in series.values() for point in points})
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if axes is left else (1,)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.grid(visible=True, color="#e4e7eb", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)

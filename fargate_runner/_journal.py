@@ -705,7 +705,12 @@ class SqliteJournal(Journal):
     def _prepare(self, connection: sqlite3.Connection) -> None:
         # FULL: what was written survives a loss of power, too. In WAL mode that is one fsync for each transaction.
         connection.execute("PRAGMA synchronous = FULL")
-        self._is_new(connection)  # another application's database is left as it is
+        # Another application's database is left as it is. In one view: somebody may be making a journal of it just now.
+        connection.execute("BEGIN")
+        try:
+            self._is_new(connection)
+        finally:
+            connection.execute("ROLLBACK")
         connection.execute("PRAGMA journal_mode = WAL")
         with _transaction(connection):
             if self._is_new(connection):

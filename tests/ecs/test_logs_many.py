@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from random import Random
 
 import anyio
 import pytest
 
 from benchmarks import ecs_jobs
-from fargate_runner.backends.ecs._logs import _Joined
 from fargate_runner.testing.aws import FakeAws
 from fargate_runner.testing.clock import VirtualClock
 from tests.ecs.log_rig import GROUP, Writer, account, numbered, reading
@@ -204,21 +202,6 @@ async def test_who_leaves_early_harms_nobody(clock: VirtualClock) -> None:
     assert all(found[writer.stream] == writer.texts for writer in writers[::2])
     assert reader._buffered == 0
     assert reader._tails == []
-
-
-def test_a_line_costs_little() -> None:
-    events = [
-        {"timestamp": 1_750_000_000_000 + number // 5, "message": f"line {number} of the page", "ingestionTime": 1}
-        for number in range(10_000)
-    ]
-    joined = _Joined("main", 1)
-
-    began = time.process_time()
-    lines = joined.lines(events)
-    took = time.process_time() - began
-
-    assert len(lines) == 10_000
-    assert took < 0.25  # some 10 ms here; a bound for any machine
 
 
 @pytest.mark.sweep

@@ -576,9 +576,9 @@ class EcsBackend(Backend):
 
     async def _drop_secrets(self, owner: str) -> None:
         """Delete what was kept for the tasks of *owner*, if none of them is left that this process knows of."""
-        if self._is_in_doubt(owner) or any(placed.owner == owner for placed in self._placed.values()):
+        names = self._parameters_of.get(owner)
+        if not names or self._is_in_doubt(owner) or any(placed.owner == owner for placed in self._placed.values()):
             return
-        names = self._parameters_of.get(owner, set())
         while names:
             name = min(names)
             try:
@@ -946,7 +946,9 @@ class EcsBackend(Backend):
         if not (await self.observe(ref)).ended:
             return
         now = anyio.current_time()
-        self._forgotten = {arn: since for arn, since in self._forgotten.items() if now - since < _KEPT_BY_ECS}
+        # The oldest come first: what ECS has dropped as well need not be remembered.
+        while (oldest := next(iter(self._forgotten), None)) and now - self._forgotten[oldest] >= _KEPT_BY_ECS:
+            del self._forgotten[oldest]
         self._forgotten[ref.address] = now
         self._watch.forget(ref.address)
         placed = self._placed.pop(ref.address, None)

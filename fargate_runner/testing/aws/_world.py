@@ -685,9 +685,12 @@ class World:
     def find(self, cluster_arn: str, task_id: str) -> Task | None:
         """Return a task if DescribeTasks sees it: not at once, and for an hour after its end."""
         task = self._by_cluster.get(cluster_arn, {}).get(task_id)
-        if task is None or self.now() < max(task.visible_at, task.hidden_until) or self._vanished(task):
-            return None
-        return task
+        return None if task is None or not self.shows(task) else task
+
+    def shows(self, task: Task) -> bool:
+        """Whether DescribeTasks shows a task now."""
+        now = self.now()
+        return now >= task.visible_at and now >= task.hidden_until and not self._vanished(task)
 
     def known(self, cluster_arn: str, task_id: str) -> Task | None:
         """Return a task if StopTask knows it: at once, and for an hour after its end."""
