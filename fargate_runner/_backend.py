@@ -30,6 +30,10 @@ _PLACEMENTS: Final = 64
 """No attempt has more: each costs a pause that doubles, and all of them are part of its ``start_timeout``."""
 
 
+TOO_LATE: Final = "TooLate"
+"""The code of the `BackendError` of a launch that was not sent (again), for it was after its ``send_until``."""
+
+
 @attrs.frozen(kw_only=True)
 class Together:
     """One of several identical jobs without a key of their own, which one call launches."""
@@ -296,8 +300,8 @@ class Backend(AsyncContextManagerMixin, ABC):
         :raises PlacementRefused: no room now, and nothing was started; another `Identity.placement` may find some
         :raises LaunchRejected: refused, and nothing was started
         :raises KeyConflict: the token already started something else
-        :raises BackendError: the platform could not be asked, or not any more (`Launch.send_until`); whether it was
-            started is for `find` to tell
+        :raises BackendError: the platform could not be asked, or not any more (`TOO_LATE`); whether it was started is
+            for `find` to tell
         """
 
     @abstractmethod

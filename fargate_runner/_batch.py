@@ -444,20 +444,28 @@ class Launching:
         self.size = size
         self._ready = 0
         self._is_on = False
+        self._is_begun = self._in_doubt = False
         self._changed = Event()
         self.is_off = False
         """It does not come about: each is launched by itself."""
 
-    async def ready(self, index: int, write: Callable[[], Awaitable[Launch]]) -> Launch | None:
+    async def ready(
+        self, index: int, write: Callable[[], Awaitable[Launch]], was_written: Callable[[], Awaitable[bool]]
+    ) -> Launch | None:
         """
         Write down the launch of one of them when it is time, and return it when all may be sent. None: it is off.
+
+        *was_written* tells whether the first one's page has it: whoever reads that after a crash goes by it, and so do
+        we if the journal did not tell.
         """
         try:
             if index > 0:
                 launch = await write()
                 self._ready += 1
                 self._touch()
-                await self._until(lambda: self._is_on)
+                await self._until(lambda: self._is_on or self._in_doubt)
+                if self._in_doubt:
+                    return launch if await was_written() else None
             else:
                 with anyio.move_on_after(_PATIENCE_WITH_EACH_OTHER):
                     await self._until(lambda: self._ready == self.size - 1)
@@ -465,17 +473,21 @@ class Launching:
                     self.call_off()
                 if self.is_off:
                     return None
+                self._is_begun = True
                 launch = await write()
                 self._is_on = True
                 self._touch()
         except BaseException:
+            if index == 0 and self._is_begun:
+                self._in_doubt = True
             self.call_off()
+            self._touch()
             raise
         return None if self.is_off else launch
 
     def call_off(self) -> None:
         """One of them is not launched, so that the others are launched each by itself; too late once all are ready."""
-        if not self._is_on:
+        if not self._is_begun:
             self.is_off = True
             self._touch()
 

@@ -24,7 +24,7 @@ import attrs
 from anyio import AsyncContextManagerMixin, CancelScope, Event
 from anyio.abc import TaskGroup
 
-from fargate_runner._backend import Backend, Identity, Launch, TaskRef, Together
+from fargate_runner._backend import TOO_LATE, Backend, Identity, Launch, TaskRef, Together
 from fargate_runner._batch import Batch, Launching, Pump, Room
 from fargate_runner._errors import (
     BackendError,
@@ -95,6 +95,8 @@ _SILENCE_PATIENCE: Final = 300.0
 _STOP_GRACE: Final = 30.0
 """Seconds on top of stop_timeout after which a stop is asked for again; after the third, the end is unknown."""
 _STOP_ASKS: Final = 3
+_STOOD_STILL: Final = 30.0
+"""Seconds that we may be late before it is taken for a standstill: a closed lid, SIGSTOP, Lambda between requests."""
 _LAST_STOP_PATIENCE: Final = 10.0
 """Seconds that telling an attempt of unknown end to stop may hold up its record."""
 _REPLAY_WITHIN: Final = timedelta(minutes=55)
@@ -1004,7 +1006,7 @@ class Runner(AsyncContextManagerMixin):
         """Clear up a launch that was written down, and of which nobody wrote what came of it."""
         identity, begun = launch.identity, page.launched_at or page.accepted_at
         live.placement = identity.placement
-        if identity.shared is not None and not await self._was_sent(identity):
+        if identity.shared is not None and not await self._was_sent(launch):
             live.placement += 1
             return None
         where = identity.namespace, identity.key
@@ -1036,10 +1038,19 @@ class Runner(AsyncContextManagerMixin):
         said = f"it was about to be launched {_span(age)} ago, the runner died, and nothing tells what came of it"
         return self._record(job, launch.token, None, self._unknown(said), identity.attempt, begun)
 
-    async def _was_sent(self, identity: Identity) -> bool:
-        """Whether a launch of several jobs may have been sent: only once all had a page, the first one's last."""
-        together = cast("Together", identity.together)
-        return await self._read_page(together.key_of(0)) is not None
+    async def _was_sent(self, launch: Launch) -> bool:
+        """
+        Whether a launch of several jobs may have been sent: only once all had it on their pages, the first one's last.
+
+        A first one that was launched by itself has a page as well, and never had this launch on it.
+        """
+        together = cast("Together", launch.identity.together)
+        first = await self._read_page(together.key_of(0))
+        if first is None:
+            return False
+        under_way = first.launch.token if first.launch is not None else first.ref.token if first.ref is not None else ""
+        sent = [each for each in first.attempts if each.address is not None or each.outcome.kind is Kind.UNKNOWN]
+        return launch.token in {under_way, *(attempt.token for attempt in sent)}
 
     async def _intent(self, live: _Live, launch: Launch) -> Launch:
         """Write down what is about to be sent; return it as it can be read again, for the same bytes each time."""
@@ -1064,6 +1075,12 @@ class Runner(AsyncContextManagerMixin):
             tries += 1
             try:
                 live.page = await self.journal.write(live.page)
+                return
+            except Overtaken as exc:
+                # A try that seemed to fail may have been written all the same: then what is there is ours.
+                if tries == 1 or exc.page is None or exc.page.to_json() != live.page.to_json():
+                    raise
+                live.page = exc.page
                 return
             except JournalError as exc:
                 if self._tell:
@@ -1237,7 +1254,8 @@ class Runner(AsyncContextManagerMixin):
         if together is None:
             return await self._intent(live, prepared)
         index = cast("Together", prepared.identity.together).index
-        return await together.ready(index, partial(self._intent, live, prepared))
+        write, was_written = partial(self._intent, live, prepared), partial(self._was_sent, prepared)
+        return await together.ready(index, write, was_written)
 
     async def _launched(self, live: _Live, ref: TaskRef) -> None:
         if not self.backend.starts_later:
@@ -1293,8 +1311,9 @@ class Runner(AsyncContextManagerMixin):
             started = next((ref for ref in refs if ref.token == launch.token), None)
             if started is not None:
                 return started
-            if launch.send_until is not None and self.backend.now() > launch.send_until:
-                # The platform may have forgotten what it started.
+            if (
+                isinstance(exc, BackendError) and exc.code == TOO_LATE
+            ):  # the platform may have forgotten what it started
                 raise _LaunchUnanswered(str(exc)) from exc
             raise
         return ref
@@ -1365,6 +1384,7 @@ class Runner(AsyncContextManagerMixin):
             if live.letting_go:
                 return None
             snapshot = live.snapshot
+            watch.awake(now)
             if watch.asked is None:
                 watch.asked = live.stop or watch.overdue(now)
             if watch.asked is not None and now >= watch.ask_again_at:
@@ -1382,6 +1402,7 @@ class Runner(AsyncContextManagerMixin):
             if after is not None and not watch.has_news and self._park(live, watch, after, now):
                 return None
             watch.has_news, watch.look_again_at = False, _NEVER
+            watch.due_at = min(watch.deadline, now + _LOOK_AGAIN)
             due = now + (self.backend.answer_patience if after is None else _LOOK_AGAIN)
             try:
                 look = partial(self.backend.observe, ref, after=after)
@@ -1399,7 +1420,8 @@ class Runner(AsyncContextManagerMixin):
                 continue
             assert isinstance(newer, Snapshot)
             watch.answered()
-            unseen = live.snapshot is None
+            # A place that does not know it yet says that it is pending, and nothing else.
+            unseen = live.snapshot is None or live.snapshot.created_at is None
             self._see(live, ref, watch, newer)
             if live.page is not None and live.page.ref is None and newer.started_at is not None and not newer.ended:
                 await self._note_ref(live, ref)
@@ -1416,7 +1438,8 @@ class Runner(AsyncContextManagerMixin):
             return False
         watch.look_again_at = now + _LOOK_AGAIN
         live.watch, live.parked = watch, True
-        self._alarms.set(watch, min(watch.deadline, watch.look_again_at))
+        watch.due_at = min(watch.deadline, watch.look_again_at)
+        self._alarms.set(watch, watch.due_at)
         return True
 
     def _see(self, live: _Live, ref: TaskRef, watch: _Watch, newer: Snapshot) -> None:
@@ -1476,7 +1499,9 @@ class Runner(AsyncContextManagerMixin):
         """Wait before the platform is asked again; a stop that was not asked for yet comes first."""
         if live.letting_go or (live.stop is not None and watch.asked is None):
             return
-        await self._interruptible(live, anyio.sleep, _pause(watch.failures), deadline=watch.deadline)
+        pause = _pause(watch.failures)
+        watch.due_at = anyio.current_time() + pause
+        await self._interruptible(live, anyio.sleep, pause, deadline=watch.deadline)
 
     async def _give_up(self, live: _Live, job: Job | None, ref: TaskRef, detail: str, begun: datetime) -> Attempt:
         """Close an attempt whose end nobody knows. It may live on, so it is told to end once more."""
@@ -1644,12 +1669,14 @@ class _Watch:
     __slots__ = (
         "_phase",
         "alarm_at",
+        "answered_at",
         "ask_again_at",
         "asked",
         "asks",
         "begun",
         "coming",
         "deadline_of_phase",
+        "due_at",
         "failures",
         "has_news",
         "in_doubt",
@@ -1657,6 +1684,7 @@ class _Watch:
         "launched",
         "live",
         "look_again_at",
+        "looks_first",
         "no_stop_from",
         "ref",
         "resumed",
@@ -1702,6 +1730,11 @@ class _Watch:
         self.has_news = False
         self.look_again_at = _NEVER
         self.wake_at = self.alarm_at = _NEVER
+        self.due_at = _NEVER
+        """When we are to be awake again at the latest."""
+        self.answered_at = _LONG_AGO
+        self.looks_first = False
+        """Nothing is overdue before the platform has told how it stands: we stood still, or it was silent."""
         self._phase = 0
 
     def __call__(self) -> None:
@@ -1721,8 +1754,18 @@ class _Watch:
     @property
     def deadline(self) -> float:
         """When observing must be interrupted, whatever the platform does."""
-        due = self.ask_again_at if self.asked is not None else self.deadline_of_phase
+        due = self.ask_again_at if self.asked is not None else _NEVER if self.looks_first else self.deadline_of_phase
         return min(due, self.silent_until)
+
+    def awake(self, now: float) -> None:
+        """Notice if we stood still for a while. What is due is due by what is so now, not by what we knew before."""
+        if now - self.due_at < _STOOD_STILL:
+            return
+        self.looks_first = self.in_doubt = True
+        self.failures = 0
+        self.silent_until = self.due_at = _NEVER
+        if self.asks:
+            self.ask_again_at = max(self.ask_again_at, now + _STOP_GRACE)
 
     def reached(self, newer: Snapshot, now: float, place_now: datetime) -> bool:
         """Say whether *newer* is in a later phase than any before. A backend may skip RUNNING; its clock starts too."""
@@ -1747,18 +1790,25 @@ class _Watch:
         """The platform did not answer. Next it is asked for what it knows, not for news: that may take hours."""
         self.failures += 1
         self.in_doubt = True
+        if self._phase < Phase.RUNNING:
+            self.looks_first = True  # it may have started long ago
         if self.failures == 1:
             self.silent_until = now + _SILENCE_PATIENCE
 
     def answered(self) -> None:
         """The platform spoke: its silence is over."""
         self.failures = 0
-        self.in_doubt = False
+        self.in_doubt = self.looks_first = False
         self.silent_until = _NEVER
+        self.answered_at = anyio.current_time()
 
     def overdue(self, now: float) -> StopAsked | None:
         """Say what to stop the attempt for, if its phase has lasted too long."""
-        if now < self.deadline_of_phase or self.job is None:
+        if now < self.deadline_of_phase or self.job is None or self.looks_first:
+            return None
+        if self._phase < Phase.RUNNING and self.answered_at < self.deadline_of_phase:
+            # It may have started since we last heard of it: a look may be under way for long.
+            self.looks_first = self.in_doubt = True
             return None
         if self._phase < Phase.RUNNING:
             reason = f"it did not start within {_span(self.job.start_timeout)} (start_timeout)"

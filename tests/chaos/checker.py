@@ -67,12 +67,12 @@ def wrong(history: History) -> Iterator[str]:
 
 def started_twice(history: History) -> Iterator[str]:
     """Point 1."""
-    by_token: dict[str, list[Placed]] = defaultdict(list)
+    by_token: dict[tuple[str, str], list[Placed]] = defaultdict(list)
     by_attempt: dict[tuple[str, int], list[Placed]] = defaultdict(list)
     for placed in history.tasks:
-        by_token[placed.truth.token or ""].append(placed)
+        by_token[placed.truth.token or "", placed.key].append(placed)
         by_attempt[placed.key, placed.attempt].append(placed)
-    for token, several in by_token.items():
+    for (token, _), several in by_token.items():
         if not token or len(several) > 1:
             yield f"the token {token!r} started {_names(several)}"
     for (key, attempt), several in by_attempt.items():
@@ -109,7 +109,8 @@ def recorded(history: History) -> Iterator[str]:
             if told.key == key and told.result != result:
                 differs = _difference(told.result, result)
                 yield f"life {told.life} was told another end of {key} than is written down: {differs}"
-        if not any(told.key == key for told in history.told):
+        # A key that nobody has chosen is nobody's to ask for again.
+        if history.jobs[key].key is not None and not any(told.key == key for told in history.told):
             yield f"nobody was told how {key} ended"
 
 
@@ -127,8 +128,10 @@ def untrue(history: History) -> Iterator[str]:
         yield from _unaccounted(history, key, page.result)
         if said := _undecided(history, job, page.result):
             yield f"{key}: {said}"
+    given_up = _given_up(history)
     for task in history.tasks:
-        yield from _overdue(history, task)
+        if task.truth.arn not in given_up:
+            yield from _overdue(history, task)
 
 
 def _untrue(history: History, job: Job, attempt: Attempt, task: Placed | None, page: Page) -> str:
@@ -137,7 +140,8 @@ def _untrue(history: History, job: Job, attempt: Attempt, task: Placed | None, p
     if task is None:
         if attempt.address is not None:
             return f"{said} at {attempt.address}, which never was"
-        started = [other for other in history.tasks if other.truth.token == attempt.token and attempt.token]
+        mine = [other for other in history.tasks if other.key == key]
+        started = [other for other in mine if other.truth.token == attempt.token and attempt.token]
         if outcome.kind is Kind.UNKNOWN:
             return "" if _launch_in_doubt(history, key, attempt) else f"{said}, without a reason"
         if outcome.kind not in {Kind.NEVER_STARTED, Kind.CANCELLED} or started:
@@ -304,7 +308,8 @@ def _given_up(history: History) -> set[str]:
         page = _final(history, key)
         for attempt in page.attempts if page is not None else ():
             if attempt.outcome.kind is Kind.UNKNOWN:
-                excused |= {task.truth.arn for task in history.tasks if task.truth.token == attempt.token}
+                mine = [task.truth for task in history.tasks if task.key == key]
+                excused |= {truth.arn for truth in mine if truth.token == attempt.token}
     return excused
 
 

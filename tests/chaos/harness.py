@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import math
 import random as the_random
 import warnings
@@ -13,6 +14,7 @@ from collections.abc import Generator, Iterator
 from datetime import datetime
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import anyio
 import attrs
@@ -28,13 +30,17 @@ from fargate_runner import (
     JobResult,
     JournalError,
     Kind,
+    LogsUnavailable,
     Network,
     Roles,
     Runner,
     RunnerClosed,
 )
+from fargate_runner._backend import Identity, Together
 from fargate_runner._journal import Page
 from fargate_runner.backends.ecs._api import Budget
+from fargate_runner.backends.ecs._wire import started_by
+from fargate_runner.telemetry import Event, JobAccepted, JobDetached, JobEnded, JobQueued, JobRefused
 from fargate_runner.testing.aws import FakeAws, Fault, TaskTruth
 from fargate_runner.testing.aws._client import FakeSession
 from fargate_runner.testing.clock import VirtualClock
@@ -204,6 +210,7 @@ class Years:
             latency=(0.01, 0.2),
             chaos=plan.chaos,
             ingestion=plan.ingestion,
+            delivery=plan.events,
             validate=False,
         )
         self.aws.refused = Counter()
@@ -211,7 +218,7 @@ class Years:
         self.jobs = {str(job.key): job for job in plan.jobs}
         self.texts: dict[str, str] = {}
         self.all_is_well = False
-        self._alive = 0
+        self.alive = 0
         self.history = History(
             seed=plan.seed,
             jobs=self.jobs,
@@ -238,7 +245,14 @@ class Years:
         with warnings.catch_warnings():
             # A life may die between the making of a task and its first step.
             warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
-            anyio.run(self._run, backend_options={"loop_factory": self._loop})
+            # What is wrong is told by the checker; that AWS is not well today, everybody knows.
+            logging.getLogger("fargate_runner").setLevel(logging.CRITICAL)
+            try:
+                keys = Random(f"{self.plan.seed}/keys")
+                with patch("secrets.token_hex", lambda size: f"{keys.getrandbits(8 * size):0{2 * size}x}"):
+                    anyio.run(self._run, backend_options={"loop_factory": self._loop})
+            finally:
+                logging.getLogger("fargate_runner").setLevel(logging.NOTSET)
         return self._told_by_all()
 
     def _loop(self) -> asyncio.AbstractEventLoop:
@@ -251,6 +265,8 @@ class Years:
         loop.set_task_factory(undertaker)
         loop.set_exception_handler(self._unheard)
         last = len(self.plan.lives) - 1
+        if self.plan.events is not None:
+            await self._make_queues()
         self.aws.faults.add(*(attrs.evolve(fault) for fault in self.plan.faults))
         async with anyio.create_task_group() as background:
             self._background = background
@@ -266,11 +282,20 @@ class Years:
                 await self._lives(number, lifetime, is_last=number == last)
                 await anyio.sleep(lifetime.gap)
             if any(lifetime.freezes for lifetime in self.plan.lives):
-                while self._alive:
+                while self.alive:
                     await anyio.sleep(60)
                 await self._lives(last + 1, self.plan.lives[last], is_last=True)
             background.cancel_scope.cancel()
         await self._wind_down()
+
+    async def _make_queues(self) -> None:
+        chaos = self.aws.faults.chaos
+        self.aws.faults.clear()
+        for queue in ("events", "events-b"):
+            backend = EcsBackend("jobs", session=self.aws.session(), region=self.aws.region, events=queue)
+            await backend.make_events()
+        if chaos is not None:
+            self.aws.faults.add(chaos)
 
     async def _lives(self, number: int, lifetime: Lifetime, *, is_last: bool) -> None:
         async with anyio.create_task_group() as together:
@@ -291,11 +316,11 @@ class Years:
     async def _life(
         self, name: str, lifetime: Lifetime, is_last: bool, stands_still: anyio.Event | None = None
     ) -> None:
-        self._alive += 1
+        self.alive += 1
         try:
             await self._live(name, lifetime, is_last, stands_still)
         finally:
-            self._alive -= 1
+            self.alive -= 1
             if stands_still is not None:
                 stands_still.set()
 
@@ -350,6 +375,8 @@ class Years:
 
     async def _bad_time(self, window: Window) -> None:
         await anyio.sleep(window.begins)
+        if self.all_is_well:
+            return
         fault = {
             "throttles": Fault(times=float("inf"), code="ThrottlingException", message="Rate exceeded"),
             "expired": Fault(times=float("inf"), code="ExpiredTokenException", message="it is expired", status=403),
@@ -383,12 +410,16 @@ class Years:
 
     def _told_by_all(self) -> History:
         history, aws = self.history, self.aws
-        keys = {str(job.key): job for job in self.plan.jobs}
+        whose = self.owners()
+        history.jobs = dict(self.jobs)
+        for key, pages in history.pages.items():
+            if key not in self.jobs and (pages[-1] is not None or key in whose.values()):
+                assert self.plan.crowd is not None
+                history.jobs[key] = self.plan.crowd
         for truth in aws.world.truth():
             task = aws.world.tasks[truth.arn]
             run = task.container("main").run
-            key = run.environment["FARGATE_RUNNER_KEY"]
-            assert key in keys
+            key = whose[truth.arn]
             number = int(run.environment["FARGATE_RUNNER_ATTEMPT"])
             hidden_until = max(task.visible_at, task.hidden_until)
             history.tasks.append(
@@ -412,6 +443,24 @@ class Years:
         }
         return history
 
+    def owners(self) -> dict[str, str]:
+        """Say by its marks whose each task is; of several that one call started, by its place among them."""
+        owners = {started_by("default", key): key for key in self.book.history}
+        groups: dict[str, Together] = {}
+        for key in self.book.history:
+            together = Identity(namespace="default", key=key, attempt=1).together
+            if together is not None:
+                groups[started_by("default", together.group)] = together
+        by_token: dict[str, list[str]] = {}
+        for truth in self.aws.world.truth():
+            by_token.setdefault(truth.token or truth.arn, []).append(truth.arn)
+        whose: dict[str, str] = {}
+        for arns in by_token.values():
+            for index, arn in enumerate(sorted(arns)):
+                owner = self.aws.world.tasks[arn].started_by or ""
+                whose[arn] = owners[owner] if owner in owners else groups[owner].key_of(index)
+        return whose
+
 
 class _Life:
     """What one life does."""
@@ -425,6 +474,7 @@ class _Life:
         self._held: dict[str, tuple[float, bool]] = {}
         self._paused: dict[str, tuple[float, bool]] = {}
         self._leaving = False
+        self._crowd: set[str] = set()
         self._scopes: dict[anyio.CancelScope, None] = {}
 
     @property
@@ -479,11 +529,16 @@ class _Life:
             utcnow=years.clock.utcnow,
             cadence=plan.cadence,
             log_cadence=plan.log_cadence,
+            # Each backend that is open at a time has a queue of its own.
+            events=None if plan.events is None else "events-b" if "b" in self._mortal.name else "events",
             # Two processes that share an account say so, as the reference tells them to.
             budget=Budget(share=0.4) if any(lifetime.twin for lifetime in plan.lives) else None,
         )
         journal = LifesJournal(years.book, self._mortal, slowest=plan.slowest_write, troubles=lifetime.journal_troubles)
-        runner = Runner(backend, journal=journal, on_exit=lifetime.on_exit, utcnow=years.clock.utcnow)
+        watching = [self._notice] if lifetime.crowd else []
+        runner = Runner(
+            backend, journal=journal, on_exit=lifetime.on_exit, observers=watching, utcnow=years.clock.utcnow
+        )
         with anyio.CancelScope() as whole:
             async with runner:
                 try:
@@ -504,8 +559,9 @@ class _Life:
 
     async def _leave(self, scope: anyio.CancelScope) -> None:
         await anyio.sleep(self._lifetime.at)
-        if self._lifetime.how in {"run", "map"}:  # cancelling these is stopping the jobs
-            for key in self._held:
+        for key in self._held:
+            # Cancelling these is stopping the jobs.
+            if self._lifetime.how in {"run", "map"} or key in self._crowd:
                 self._cancels(key)
         for one in tuple(self._scopes):
             one.cancel()
@@ -519,15 +575,13 @@ class _Life:
 
     def _has_left(self, on_exit: str) -> None:
         """See whether what was owned is over, unless somebody else looks after it."""
-        if on_exit != "stop" or not self._alive or self._lifetime.twin is not None or "b" in self._mortal.name:
+        if on_exit != "stop" or not self._alive or self._years.alive > 1:
             return
-        world = self._years.aws.world
-        owned = [key for key, (_, owned) in self._held.items() if owned]
-        for key in owned:
-            for truth in world.truth():
-                task = world.tasks[truth.arn]
-                if truth.status != "STOPPED" and task.container("main").run.environment["FARGATE_RUNNER_KEY"] == key:
-                    self._history.left.append(Orphan(life=self._mortal.name, key=key, arn=truth.arn))
+        owned = {key for key, (_, owned) in self._held.items() if owned}
+        whose = self._years.owners()
+        for truth in self._years.aws.world.truth():
+            if truth.status != "STOPPED" and (key := whose[truth.arn]) in owned:
+                self._history.left.append(Orphan(life=self._mortal.name, key=key, arn=truth.arn))
 
     async def _begin(self, runner: Runner, tasks: Any) -> None:
         how, keys = self._lifetime.how, list(self._years.jobs)
@@ -539,6 +593,8 @@ class _Life:
             self._mortal.random.shuffle(keys)
             for key in keys:
                 tasks.start_soon(self._submit, runner, key)
+        if self._lifetime.crowd:
+            tasks.start_soon(self._map_crowd, runner, self._lifetime.crowd)
         if how == "run":
             for key in keys:
                 tasks.start_soon(self._run, runner, key)
@@ -629,7 +685,8 @@ class _Life:
         try:
             async with runner.map(self._years.jobs.values(), as_completed=True, on_error="collect") as results:
                 async for result in results:
-                    self._told(result.key, result)
+                    if result.attempts[0].token:  # else the batch tells of an error: no platform ever took the job
+                        self._told(result.key, result)
                     self._let_go(result.key)
         except FargateRunnerError as exc:
             if not self._leaving and not isinstance(exc, (BackendError, JournalError)):
@@ -641,6 +698,30 @@ class _Life:
                 self._cancels(key)
             raise
 
+    def _notice(self, event: Event) -> None:
+        """Know the jobs of a crowd by what is told of them: their keys are nobody's choice."""
+        if event.key in self._years.jobs:
+            return
+        if isinstance(event, (JobQueued, JobAccepted)):
+            self._hold(event.key, owned=True)
+            self._crowd.add(event.key)
+        elif isinstance(event, (JobEnded, JobDetached, JobRefused)):
+            self._let_go(event.key)
+
+    async def _map_crowd(self, runner: Runner, count: int) -> None:
+        one = self._years.plan.crowd
+        assert one is not None
+        try:
+            async with runner.map([one] * count, on_error="collect") as results:
+                async for result in results:
+                    if result.attempts[0].token:
+                        self._told(result.key, result)
+        except FargateRunnerError as exc:
+            if not self._leaving and not isinstance(exc, (BackendError, JournalError)):
+                self._wrong(f"map of {count}: {exc!r}")
+            for key in sorted(self._crowd):
+                self._cancels(key)
+
     def _told(self, key: str, result: JobResult) -> None:
         if self._alive:
             self._history.told.append(Told(life=self._mortal.name, key=key, at=self._years.now, result=result))
@@ -650,10 +731,11 @@ class _Life:
         if text is None or self._mortal.random.random() < 0.5:
             text = key
         self._hold(key, owned=False)
+        is_written = key in self._years.book.keys
         try:
             handle = await runner.attach(text)
         except (BackendError, JournalError, JobNotFound) as exc:
-            if isinstance(exc, JobNotFound) and key in self._years.book.keys:
+            if isinstance(exc, JobNotFound) and is_written and key in self._years.book.keys:
                 self._wrong(f"attach {text}: {exc!r}")
             self._let_go(key)
             return
@@ -689,7 +771,7 @@ class _Life:
                     lines.append(line.text)  # noqa: PERF401 (what was read counts although it ends with an error)
         except FargateRunnerError as exc:
             # Who stood still finds that a call of before has had no answer for long.
-            stood_still = isinstance(exc, BackendError) and self._mortal.stood_still.is_set()
+            stood_still = isinstance(exc, (BackendError, LogsUnavailable)) and self._mortal.stood_still.is_set()
             if not self._leaving and not stood_still and not self._silent_lately():
                 self._wrong(f"lines of {handle.key}: {exc!r}")
             return

@@ -66,7 +66,7 @@ class Mortal:
         self.freezes_at = float("inf")
         """At which step it is frozen."""
         self.stood_still = asyncio.Event()
-        self._put_off: list[Callable[[], object]] = []
+        self._put_off: list[tuple[Callable[[], object], contextvars.Context]] = []
 
     def start(self, live: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Begin: whatever *live* starts is of this life."""
@@ -106,12 +106,12 @@ class Mortal:
         """Go on, as if no time had passed; only the clocks know."""
         self.frozen = False
         put_off, self._put_off = self._put_off, []
-        for act in put_off:
-            asyncio.get_running_loop().call_soon(act)
+        for act, context in put_off:
+            asyncio.get_running_loop().call_soon(act, context=context)
 
-    def put_off(self, act: Callable[[], object]) -> None:
+    def put_off(self, act: Callable[[], object], context: contextvars.Context) -> None:
         """Do something once it goes on."""
-        self._put_off.append(act)
+        self._put_off.append((act, context))
 
     async def bury(self) -> None:
         """Take every task of it off the loop. No time passes."""
@@ -156,20 +156,24 @@ class FreezingLoop(_VirtualLoop):
     """An event loop that leaves out what is due for a life that stands still."""
 
     def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
+        context = contextvars.copy_context() if context is None else context
         return super().call_soon(_unless_frozen(callback, args, context), context=context)
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+        context = contextvars.copy_context() if context is None else context
         return super().call_at(when, _unless_frozen(callback, args, context), context=context)
 
 
-def _unless_frozen(callback: Callable[..., object], args: tuple[Any, ...], context: Any) -> Callable[[], object]:
-    life = _OF.get() if context is None else context.get(_OF)
+def _unless_frozen(
+    callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context
+) -> Callable[[], object]:
+    life = context.get(_OF)
     if life is None:
         return lambda: callback(*args)
 
     def act() -> None:
         if life.frozen:
-            life.put_off(act)
+            life.put_off(act, context)
         else:
             callback(*args)
 

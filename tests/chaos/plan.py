@@ -12,7 +12,17 @@ import attrs
 from fargate_runner import Capacity, Job, Retry
 from fargate_runner.backends.ecs._logs import LogCadence
 from fargate_runner.backends.ecs._watch import Cadence
-from fargate_runner.testing.aws import Chaos, ContainerRun, ContainerScript, Fault, Ingestion, Pace, TaskRun, TaskScript
+from fargate_runner.testing.aws import (
+    Chaos,
+    ContainerRun,
+    ContainerScript,
+    Delivery,
+    Fault,
+    Ingestion,
+    Pace,
+    TaskRun,
+    TaskScript,
+)
 from tests.contract.ecs_words import IMAGE
 
 __all__ = ["Freeze", "Lifetime", "Outage", "Plan", "Window", "plan_of", "script", "stuck"]
@@ -55,6 +65,8 @@ class Lifetime:
     on_exit: Literal["stop", "detach"] = "detach"
     killed_leaving: float | None = None
     """Seconds after which it is killed while it is still leaving."""
+    crowd: int = 0
+    """How many identical jobs without a key it maps besides: one call launches several of them."""
     stops: tuple[tuple[str, float], ...] = ()
     """Which jobs it stops, and after how many seconds."""
     freezes: Freeze | None = None
@@ -111,6 +123,10 @@ class Plan:
     slowest_write: float = 0.0
     faults: tuple[Fault, ...] = ()
     """Single ones, besides the chaos."""
+    crowd: Job | None = None
+    """What a life maps that maps many identical jobs."""
+    events: Delivery | None = None
+    """How events of tasks come in, if anybody listens to them."""
 
 
 def _log_uniform(random: Random, least: float, most: float) -> float:
@@ -241,6 +257,7 @@ def _lifetime(random: Random, keys: list[str], number: int, *, has_twin: bool = 
         called=random.choices(("ecs.RunTask", "ecs.StopTask", "ecs.DescribeTasks"), weights=(6, 1, 1))[0],
         on_exit=on_exit,
         killed_leaving=killed_leaving if leaves in {"leaves", "is cancelled"} else None,
+        crowd=random.randint(2, 12) if random.random() < 0.15 else 0,
         stops=stops,
         freezes=_freeze(random, len(keys)) if random.random() < 0.2 else None,
         gap=_gap(random),
@@ -250,13 +267,28 @@ def _lifetime(random: Random, keys: list[str], number: int, *, has_twin: bool = 
     )
 
 
+def _events(random: Random) -> Delivery:
+    return Delivery(
+        most=random.choice((1.0, 10.0)),
+        in_order=random.random() < 0.5,
+        lost=random.choice((0.0, 0.1, 0.9)),
+        duplicated=random.choice((0.0, 0.3)),
+        copies=3,
+        late=random.choice((0.0, 0.2)),
+        late_by=900.0,
+    )
+
+
 def plan_of(seed: int) -> Plan:
     """Return what a seed says."""
     random = Random(f"chaos/{seed}")
     jobs = tuple(_job(random, number) for number in range(random.randint(2, 8)))
     keys = [str(job.key) for job in jobs]
     lives = [_lifetime(random, keys, number) for number in range(random.choices((1, 2, 3, 5, 8), (3, 4, 4, 2, 1))[0])]
-    last = Lifetime(how=random.choice(("submit", "recover and submit")), leaves="sees it through", at=0.0)
+    crowds = any(one.crowd for life in lives for one in (life, life.twin) if one is not None)
+    how = random.choice(("submit", "recover and submit"))
+    # Without a key, nobody can submit them again.
+    last = Lifetime(how="recover and submit" if crowds else how, leaves="sees it through", at=0.0)
     windows: list[Window] = []
     for kind, rate, most in (("throttles", 0.25, 90), ("expired", 0.15, 400), ("silence", 0.1, 900)):
         if random.random() < rate:
@@ -317,4 +349,6 @@ def plan_of(seed: int) -> Plan:
         log_cadence=LogCadence(period=period, overlap=20.0),
         calm_after=random.choice((0.0, 30.0, 600.0)),
         slowest_write=random.choice((0.0, 0.05)),
+        crowd=_job(random, 0).with_(key=None, name="crowd") if crowds else None,
+        events=_events(random) if random.random() < 0.35 else None,
     )

@@ -1,4 +1,4 @@
-"""One seed, lived and checked: what the processes of the harness do. A program's own module is not there for them."""
+"""A seed from its number to a verdict that can be sent between processes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import attrs
 
 from tests.chaos.checker import Violation, violations
 from tests.chaos.harness import live_through
+
+__all__ = ["Seed", "run"]
 
 
 @attrs.frozen

@@ -16,7 +16,7 @@ from tests.chaos.harness import History, live_through
 
 pytestmark = pytest.mark.sweep
 
-SEEDS = range(36)
+SEEDS = range(32)
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ from datetime import timedelta
 import anyio
 import pytest
 
-from fargate_runner import EcsBackend, Job, Kind, MemoryJournal, Runner
-from fargate_runner.testing.aws import FakeAws, Fault
+from fargate_runner import Cause, EcsBackend, Job, Kind, MemoryJournal, Phase, Runner
+from fargate_runner.testing.aws import ContainerScript, FakeAws, Fault, Pace
 from fargate_runner.testing.clock import VirtualClock
 from tests.contract.ecs_words import Words
+from tests.ecs.test_backend import launched
 
 Make = Callable[..., EcsBackend]
 
@@ -66,8 +67,37 @@ class TestATaskThatIsTakenOver:
 
         assert asked_at == pytest.approx(200, abs=10)
 
+    async def test_may_be_hidden_after_it_was_told_to_stop(self, make_backend: Make, aws: FakeAws) -> None:
+        """Chaos, seed 5444: it counted as lost, for nobody knew how young it was."""
+        async with make_backend() as backend:
+            ref = await launched(backend, waits())
+        aws.world.hide(ref.address, 200.0)
+
+        async with make_backend() as other:
+            await other.stop(ref, reason="enough")
+            seen = await other.observe(ref)
+            while not seen.ended:
+                seen = await other.observe(ref, after=seen)
+
+        assert seen.cause is Cause.STOPPED_ON_REQUEST
+
 
 class TestATaskThatIsNew:
+    async def test_is_not_stopped_for_its_start_while_nobody_tells_whether_it_has_started(
+        self, make_backend: Make, aws: FakeAws
+    ) -> None:
+        """Chaos, seed 6340: it had started long ago, and AWS was silent."""
+        async with Runner(make_backend()) as runner:
+            handle = await runner.submit(waits(start_timeout=timedelta(seconds=300)))
+            await anyio.sleep(1)
+            aws.faults.add(Fault(match="ecs.DescribeTasks", times=math.inf, cut=True))
+            await anyio.sleep(350)
+            aws.faults.clear()
+            await anyio.sleep(100)
+            result = await handle.stop()
+
+        assert [attempt.outcome.kind for attempt in result.attempts] == [Kind.CANCELLED]
+
     async def test_times_out_when_it_is_due_although_ecs_shows_it_late(
         self, make_backend: Make, aws: FakeAws, clock: VirtualClock
     ) -> None:
@@ -82,6 +112,69 @@ class TestATaskThatIsNew:
         assert truth.ended_at is not None
         assert truth.started_at is not None
         assert truth.ended_at - truth.started_at == pytest.approx(300, abs=2)
+
+
+class TestAProcessThatStoodStill:
+    """By SIGSTOP, a closed lid, or as Lambda does between two requests."""
+
+    async def test_does_not_call_lost_what_it_did_not_watch(
+        self, make_backend: Make, aws: FakeAws, clock: VirtualClock
+    ) -> None:
+        """Chaos, seed 789: it was run again, although it had done its work."""
+        async with Runner(make_backend(), utcnow=clock.utcnow) as runner:
+            handle = await runner.submit(Words().exits().with_(key="k"))
+            while handle.snapshot is None or handle.snapshot.phase < Phase.RUNNING:
+                await anyio.sleep(1)
+            clock.advance(3 * 3600)
+            result = await handle.wait()
+
+        assert [attempt.outcome.kind for attempt in result.attempts] == [Kind.UNKNOWN]
+        assert len(aws.world.truth()) == 1
+
+    async def test_does_not_stop_for_its_start_what_has_long_started(
+        self, make_backend: Make, aws: FakeAws, clock: VirtualClock
+    ) -> None:
+        """Chaos, seed 1048."""
+        aws.latency = (0.1, 0.2)
+        async with Runner(make_backend(), utcnow=clock.utcnow) as runner:
+            handle = await runner.submit(waits(start_timeout=timedelta(seconds=300)))
+            await anyio.sleep(1)
+            clock.advance(1800)
+            await anyio.sleep(600)
+            result = await handle.stop()
+
+        assert [attempt.outcome.kind for attempt in result.attempts] == [Kind.CANCELLED]
+
+    async def test_does_not_take_an_answer_that_lay_about_for_news(
+        self, make_backend: Make, aws: FakeAws, clock: VirtualClock
+    ) -> None:
+        """Chaos, seed 6437: the answer said that the task runs, and it was hours old."""
+        async with Runner(make_backend(), utcnow=clock.utcnow) as runner:
+            handle = await runner.submit(Words().exits().with_(key="k"))
+            while handle.snapshot is None or handle.snapshot.phase < Phase.RUNNING:
+                await anyio.sleep(1)
+            aws.faults.add(Fault(match="ecs.DescribeTasks", delay=25, when="after"))
+            await anyio.sleep(20)
+            clock.advance(3 * 3600)
+            result = await handle.wait()
+
+        assert [attempt.outcome.kind for attempt in result.attempts] == [Kind.UNKNOWN]
+
+    async def test_does_not_send_again_what_it_sent_long_ago(
+        self, make_backend: Make, aws: FakeAws, clock: VirtualClock
+    ) -> None:
+        """Chaos, seed 402: the answer was lost, and the task had ended, and its token was forgotten."""
+        aws.world.pace, aws.world.script = Pace.instant(), lambda run: ContainerScript(run_for=5)
+        aws.faults.add(Fault(match="ecs.RunTask", delay=25, cut=True, when="after"))
+
+        async with Runner(make_backend(), utcnow=clock.utcnow) as runner, anyio.create_task_group() as tasks:
+            tasks.start_soon(runner.submit, Words().exits().with_(key="k"))
+            await anyio.sleep(20)
+            clock.advance(3 * 3600)
+            result = await (await runner.submit(Words().exits().with_(key="k"))).wait()
+
+        assert result.outcome.kind is Kind.UNKNOWN
+        assert len(aws.world.truth()) == 1
 
 
 class TestCredentialsThatExpire:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import anyio
 import pytest
 
-from fargate_runner import EcsBackend, InvalidJob, Job, JobResult, Kind, MemoryJournal, Retry, Runner
+from fargate_runner import EcsBackend, InvalidJob, Job, JobResult, JournalError, Kind, MemoryJournal, Retry, Runner
+from fargate_runner._journal import Page
 from fargate_runner.backends.ecs._watch import Cadence
 from fargate_runner.testing.aws import ContainerRun, ContainerScript, FakeAws, Fault, Quotas, server_error
 from fargate_runner.testing.clock import VirtualClock
@@ -219,6 +221,46 @@ def test_killed_at_any_write_none_is_launched_twice_and_none_forgotten(at: int) 
     assert truths.alive(account.aws) == []
     addresses = [attempt.address for result in results for attempt in result.attempts]
     assert sorted(addresses) == sorted(account.aws.world.tasks)  # type: ignore[type-var]
+
+
+class TroubledJournal(MemoryJournal):
+    """One of its writes seems to fail, and does not."""
+
+    def __init__(self, at: int, *, retryable: bool) -> None:
+        super().__init__()
+        self.left = at
+        self.retryable = retryable
+
+    async def write(self, page: Page) -> Page:
+        written = await super().write(page)
+        self.left -= 1
+        if self.left == 0:
+            raise JournalError("nobody knows whether it was written", journal="troubled", retryable=self.retryable)
+        return written
+
+
+@pytest.mark.parametrize("retryable", [True, False])
+@pytest.mark.parametrize("at", range(1, 20))
+def test_whichever_write_seems_to_fail_none_is_launched_twice(at: int, retryable: bool) -> None:
+    """Chaos, seed 2: the call was made for all, and each was launched by itself besides."""
+    account, journal = Account(), TroubledJournal(at, retryable=retryable)
+
+    async def main() -> list[JobResult]:
+        with suppress(JournalError):
+            async with account.runner(journal=journal) as runner:
+                [_ async for _ in runner.map([job() for _ in range(6)], on_error="collect")]
+        written = list(journal._pages)
+        async with account.runner(journal=journal) as runner:
+            for handle in await runner.recover():
+                await handle.wait()
+            return [await (await runner.attach(key)).wait() for key in written]
+
+    results = account.run(main)
+
+    assert truths.alive(account.aws) == []
+    addresses = [attempt.address for result in results for attempt in result.attempts if attempt.address]
+    assert sorted(addresses) == sorted(account.aws.world.tasks)
+    assert len(account.aws.world.tasks) <= 6
 
 
 def test_found_again_each_is_the_one_it_was() -> None:

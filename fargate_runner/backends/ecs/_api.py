@@ -32,6 +32,7 @@ import anyio.to_thread
 import attrs
 from attrs import field
 
+from fargate_runner._backend import TOO_LATE
 from fargate_runner._errors import BackendError, BackendUnavailable, InvalidJob, RunnerClosed
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ _ADVICE_BY_CODE: Final[Mapping[str, str]] = {
     "OptInRequired": "the account has not signed up for this service, or the region is not enabled",
     "BlockedException": "AWS has blocked this account: ask AWS Support",
     "ParamValidation": "botocore does not even send it",
-    "TooLate": "look whether it happened before you do it again",
+    TOO_LATE: "look whether it happened before you do it again",
 }
 _ADVICE: Final[Mapping[Trouble, str]] = {
     Trouble.THROTTLED: "ask AWS for a higher quota, or use less of it: Budget(share=…)",
@@ -1098,7 +1099,7 @@ class _Call:
                 generation = lent.generation
                 if not self._may_be_sent():
                     said = "it is too late to send it: AWS may have forgotten what it did about it before"
-                    raise ApiError(self._operation, "TooLate", said, trouble=Trouble.UNKNOWN, in_doubt=True)
+                    raise ApiError(self._operation, TOO_LATE, said, trouble=Trouble.UNKNOWN, in_doubt=True)
                 api.stats.calls[self._operation] += 1
                 for bucket in buckets:
                     api.stats.buckets[bucket.name] += 1

@@ -616,7 +616,7 @@ class EcsBackend(Backend):
             submitted_at=begun,
             request_id=request_id,
         )
-        self._watch.saw(task, "run-task")
+        self._watch.saw(task, "run-task", asked_at=begun)
         return ref
 
     async def _not_run(self, launch: Launch, owner: str, exc: ApiError) -> TaskRef:
@@ -726,6 +726,7 @@ class EcsBackend(Backend):
         self._check_open()
         if ref.address in self._forgotten or not _wire.is_task_arn(ref.address):
             return
+        asked_at = anyio.current_time()
         try:
             reply = await self._api.call(
                 "ecs.StopTask", cluster=self.cluster, task=ref.address, reason=_wire.stop_reason(reason)
@@ -743,7 +744,7 @@ class EcsBackend(Backend):
                 said = f"ECS does not know the task {ref.address} yet, so it cannot be told to stop"
                 raise BackendError(said, operation="StopTask", code=exc.code, retryable=True) from exc
             return
-        self._watch.saw(_wire.stopping(reply), "stop-task")
+        self._watch.saw(_wire.stopping(reply), "stop-task", asked_at=asked_at)
 
     async def logs(self, ref: TaskRef, *, follow: bool, tail: int | None = None) -> AsyncGenerator[LogLine]:
         self._check_open()
@@ -795,7 +796,8 @@ class EcsBackend(Backend):
             return _wire.default_log_place(self.log_group, self._container(ref), ref.address)
         definition = await self._definitions.described(placed.definition)
         if definition is None:
-            return None
+            said = f"ECS does not tell where the lines of attempt {ref.attempt} of {ref.key!r} are: it did not describe"
+            raise LogsUnavailable(f"{said} the task definition {placed.definition}; try again")
         if elsewhere := _wire.log_regions(definition.body) - {self._api.region}:
             said = f"the lines of attempt {ref.attempt} of {ref.key!r} are in {', '.join(sorted(elsewhere))}"
             raise LogsUnavailable(f"{said}, and this backend asks in {self._api.region}; read them there")
@@ -815,6 +817,7 @@ class EcsBackend(Backend):
         """Return the tasks whose launch carries a name: a key, or what jobs that were launched together share."""
         owner = _wire.started_by(namespace, name)
         found: list[TaskRef] = []
+        asked_at = anyio.current_time()
         for task in await self._finder.find(owner):
             arn = _wire.task_arn(task)
             there = _wire.unpack(task, await self._definition_of(task))
@@ -826,7 +829,7 @@ class EcsBackend(Backend):
                 continue
             self._met(task)
             self._brought(owner, there.parts)
-            self._watch.saw(task, "describe")
+            self._watch.saw(task, "describe", asked_at=asked_at)
             found.append(
                 TaskRef(
                     backend=self.name,
@@ -872,12 +875,13 @@ class EcsBackend(Backend):
         self._check_open()
         home = await self._home()
         refs: list[TaskRef] = []
+        asked_at = anyio.current_time()
         for task in await self._finder.running():
             there = _wire.launched(task, namespace, home=home)
             if there is None or _wire.is_stopped(task) or (arn := _wire.task_arn(task)) in self._forgotten:
                 continue
             self._met(task)
-            self._watch.saw(task, "describe")
+            self._watch.saw(task, "describe", asked_at=asked_at)
             refs.append(
                 TaskRef(
                     backend=self.name,

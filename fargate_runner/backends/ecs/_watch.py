@@ -26,6 +26,8 @@ __all__ = ["Cadence", "Watch"]
 
 _BATCH: Final = 100
 """Tasks that one DescribeTasks call takes (Amazon ECS API Reference)."""
+_KEPT: Final = 55 * 60.0
+"""Seconds for which ECS surely still describes a task that has stopped; it promises an hour."""
 _CLOCKS_DIFFER: Final = timedelta(seconds=60)
 """How far AWS's clock and ours may be apart."""
 _LONG_AGO: Final = float("-inf")
@@ -196,7 +198,9 @@ class Watch:
         self._met = met
         self._entries: dict[str, _Entry] = {}
         self._wake = anyio.Event()
-        self._asleep_until = self._looked_at = float("-inf")
+        self._asleep_until = self._looked_at = self._stood_still_at = float("-inf")
+        self._offset = utcnow().timestamp() - anyio.current_time()
+        """From the clock of the loop to the one on the wall."""
         self._in_time = 0
         """How many events came in time, one after another."""
         self._in_time_wanted = _IN_TIME
@@ -270,19 +274,23 @@ class Watch:
             entry.watcher = None
             entry.waiting -= 1
 
-    def saw(self, task: Mapping[str, Any], source: str) -> None:
-        """Take in what a reply tells of a task. Old news and mere outlines change nothing."""
+    def saw(self, task: Mapping[str, Any], source: str, *, asked_at: float | None = None) -> None:
+        """
+        Take in what a reply tells of a task. Old news and mere outlines change nothing.
+
+        The reply may have lain about, if this process stood still: it tells how things were when it was *asked_at*.
+        """
+        asked_at = anyio.current_time() if asked_at is None else asked_at
         arn = _wire.task_arn(task)
         if not self._is_ours(arn):
             return
-        entry = self._entry(
-            arn, _wire.own_container(task), anyio.current_time() if source == "run-task" else None, None
-        )
+        submitted_at = asked_at if source == "run-task" else None
+        entry = self._entry(arn, _wire.own_container(task), submitted_at, _wire.created_at(task))
         if _wire.is_stopped(task) and "containers" not in task:
             entry.due = float("-inf")  # a replay for an old token: that it is over, and nothing else
         elif entry.snapshot is None or _wire.version(task) > entry.version:
             entry.missing = 0
-            self._take(entry, task, source)
+            self._take(entry, task, source, asked_at)
         self._rouse(entry)
 
     def told(self, task: Mapping[str, Any], *, believed: bool, judge: Callable[[bool], None]) -> None:
@@ -301,7 +309,7 @@ class Watch:
             return
         if believed and self._is_whole(entry, task):
             entry.missing, entry.hint = 0, None
-            self._take(entry, task, "event")
+            self._take(entry, task, "event", anyio.current_time())
             self._count_in_time()
             return
         entry.hint = _Hint(version, _wire.gist(task), judge)
@@ -366,7 +374,7 @@ class Watch:
                 first = self._cadence.reconcile if self.relies_on_events else self._cadence.first
                 known_from, due = submitted_at, submitted_at + first
             elif created_at is not None:
-                age = max(0.0, (self._utcnow() - created_at).total_seconds())
+                age = max(0.0, ((self._api.now() or self._utcnow()) - created_at).total_seconds())
                 known_from, due = now - age, now + self._cadence.gather
             else:
                 known_from, due = now - self._cadence.grace, now + self._cadence.gather
@@ -455,9 +463,10 @@ class Watch:
             self._wake.set()
 
     async def _look(self, batch: Sequence[_Entry]) -> None:
-        arns = [entry.arn for entry in batch]
+        arns, asked_at = [entry.arn for entry in batch], anyio.current_time()
         try:
             reply = await self._api.call("ecs.DescribeTasks", cluster=self._cluster, tasks=arns)
+            self._check_standing()
         except ApiError as exc:
             if exc.trouble is Trouble.INVALID and len(batch) > 1:
                 # One address that ECS takes offence at must not blind us to the others.
@@ -480,7 +489,7 @@ class Watch:
             if task is None:
                 fault = faults.get(entry.arn) or faults.get("")
                 if fault is None:
-                    self._miss(entry)
+                    self._miss(entry, asked_at)
                 else:
                     # Nothing is known of the task: what is not described for another reason is not missing.
                     said = f"ECS did not describe the task {entry.arn}: {fault}"
@@ -490,10 +499,10 @@ class Watch:
                 self._met(task)
             entry.missing = 0
             entry.alone = False
-            entry.looked_at = anyio.current_time()
+            entry.looked_at = asked_at
             told = self._confirm(entry, task) or _ended(entry)
             if self._is_news(entry, _wire.version(task)):
-                self._take(entry, task, "describe")
+                self._take(entry, task, "describe", asked_at)
                 if self._in_time and _ended(entry) and not told:
                     self._untold[entry.arn] = anyio.current_time() + self._cadence.patience
             entry.tell()
@@ -533,12 +542,12 @@ class Watch:
             entry.errors += 1
             entry.tell()
 
-    def _take(self, entry: _Entry, task: Mapping[str, Any], source: str) -> None:
+    def _take(self, entry: _Entry, task: Mapping[str, Any], source: str, asked_at: float) -> None:
         seen_at, before = self._utcnow(), entry.snapshot
         if before is not None and before.ended:
             return
         if before is not None and before.phase < Phase.STOPPING and self._is_the_same(entry, task):
-            entry.alive_at = entry.looked_at = anyio.current_time()
+            entry.alive_at = entry.looked_at = asked_at
             return
         snapshot = _wire.snapshot(task, entry.container, source=source, seen_at=seen_at, before=before)
         version = _wire.version(task)
@@ -546,22 +555,23 @@ class Watch:
             entry.moved_at = anyio.current_time()
         entry.version = version
         entry.statuses = sys.intern(_wire.statuses(task))
-        self._put(entry, self._bounded(entry, snapshot, seen_at))
+        self._put(entry, self._bounded(entry, snapshot, seen_at), asked_at)
 
     def _is_the_same(self, entry: _Entry, task: Mapping[str, Any]) -> bool:
         """Whether ECS tells what it told before: each change of a task has a version of its own."""
         version = _wire.version(task)
         return version > 0 and version == entry.version and _wire.statuses(task) == entry.statuses
 
-    def _put(self, entry: _Entry, snapshot: Snapshot) -> None:
-        entry.looked_at = now = anyio.current_time()
+    def _put(self, entry: _Entry, snapshot: Snapshot, asked_at: float) -> None:
+        now = anyio.current_time()
+        entry.looked_at = asked_at
         if entry.exited_at is None and (snapshot.ended or snapshot.exit_code is not None):
             # Long ago, if AWS's clock and ours agree on that with room to spare; else it is as if it were just now.
             over_at = snapshot.ended_at
             age = (self._utcnow() - over_at).total_seconds() if over_at is not None and snapshot.ended else 0.0
             entry.exited_at = max(now - max(0.0, age - _CLOCKS_DIFFER.total_seconds()), entry.alive_at)
         elif entry.exited_at is None:
-            entry.alive_at = now
+            entry.alive_at = asked_at
         entry.snapshot = snapshot if snapshot != entry.snapshot else entry.snapshot
         entry.tell()
 
@@ -593,8 +603,8 @@ class Watch:
             proof=Proof(source="describe", seen_at=seen_at, evidence=evidence),
         )
 
-    def _miss(self, entry: _Entry) -> None:
-        now = anyio.current_time()
+    def _miss(self, entry: _Entry, now: float) -> None:
+        """Take note that a task was not described, *now*: when ECS was asked, for the answer may have been late."""
         entry.missing += 1
         if entry.missing == 1:
             entry.missing_since = now
@@ -603,13 +613,25 @@ class Watch:
         if young or doubtful:
             # Three looks are due within the time of doubt.
             pause = min(2.0**entry.missing, 30.0) if young else self._cadence.doubt / 2
-            entry.due = now + max(pause * min(1.0, self._cadence.period / 2), 0.0)
+            entry.due = anyio.current_time() + max(pause * min(1.0, self._cadence.period / 2), 0.0)
             if entry.snapshot is None and young:
                 entry.snapshot = Snapshot(phase=Phase.PENDING)
             entry.looked_at = now
             entry.tell()
             return
-        self._put(entry, _wire.missing(entry.arn, seen_at=self._utcnow(), last=entry.snapshot))
+        # One that we have never seen is for the caller to judge, who knows whether it was new.
+        seen = entry.alive_at
+        unwatched = seen != _LONG_AGO and (seen < self._stood_still_at or now - seen >= _KEPT)
+        gone = _wire.missing(entry.arn, seen_at=self._utcnow(), last=entry.snapshot, unwatched=unwatched)
+        self._put(entry, gone, now)
+
+    def _check_standing(self) -> None:
+        """Notice that this machine stood still: its clock of the loop may have stood still as well, the other not."""
+        now = anyio.current_time()
+        offset = self._utcnow().timestamp() - now
+        if offset - self._offset >= _KEPT:
+            self._stood_still_at = now
+        self._offset = offset
 
 
 def _faults(reply: Mapping[str, Any]) -> dict[str, str]:

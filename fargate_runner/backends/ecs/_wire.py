@@ -1404,15 +1404,22 @@ def snapshot(task: Json, container: str, *, source: str, seen_at: datetime, befo
     )
 
 
-def missing(arn: str, *, seen_at: datetime, last: Snapshot | None = None, source: str = "describe") -> Snapshot:
-    """Return the end of a task that ECS no longer knows, long after it should have shown up."""
+def missing(
+    arn: str, *, seen_at: datetime, last: Snapshot | None = None, source: str = "describe", unwatched: bool = False
+) -> Snapshot:
+    """
+    Return the end of a task that ECS no longer knows, long after it should have shown up.
+
+    *unwatched*: for so long nobody looked that it may have ended in any way, and been dropped.
+    """
     if last is not None and last.ended:
         return last
+    gone = "ECS no longer knows the task (MISSING); it keeps a stopped one for about an hour"
     url = console_url(arn)
     return Snapshot(
         phase=Phase.ENDED,
-        cause=Cause.VANISHED,
-        reason="ECS no longer knows the task (MISSING); it keeps a stopped one for about an hour",
+        cause=Cause.UNRECOGNISED if unwatched else Cause.VANISHED,
+        reason=f"{gone}, and nobody has looked at it for as long" if unwatched else gone,
         exit_code=last.exit_code if last is not None else None,
         created_at=last.created_at if last is not None else None,
         started_at=last.started_at if last is not None else None,
