@@ -1320,15 +1320,20 @@ def _read_card(path: str, begin: bytes = b"") -> tuple[dict[str, Any] | None, tu
     try:
         with open(path + ".json", "rb") as file:
             text = file.read()
-        if not text.startswith(begin):
-            return None, None
+    except OSError:  # gone
+        return None, None
+    return _parse_card(text) if text.startswith(begin) else (None, None)
+
+
+def _parse_card(text: bytes) -> tuple[dict[str, Any] | None, tuple[int, str | None] | None]:
+    try:
         card, note, *_ = text.split(b"\n", 2)
         code, stopped = json.loads(note) if note else (None, None)
         found = json.loads(card)
         if not found.keys() >= _CARD_KEYS:  # of another version of this library
             return None, None
         return found, (code, stopped) if code is not None else None
-    except (OSError, ValueError, TypeError, AttributeError):  # gone, being written, or no card at all
+    except (ValueError, TypeError, AttributeError):  # being written, or no card at all
         return None, None
 
 
@@ -1338,7 +1343,9 @@ def _read_note(process: _Process) -> tuple[int, str | None] | None:
     # A parent that is dead will make no note: its zombie is then with init.
     while (fields := _stat(process.pid)) and int(fields[1]) == process.parent and time.monotonic() < deadline:
         time.sleep(0.01)
-    return _read_card(process.files.path)[1]
+    # Through the descriptor: the file has gone with its owner, if that ends at once.
+    card = process.files.card
+    return _parse_card(os.pread(card, os.fstat(card).st_size, 0))[1]
 
 
 def _ref_of(path: str, card: Mapping[str, Any]) -> TaskRef:

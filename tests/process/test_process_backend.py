@@ -904,6 +904,18 @@ async def test_two_backends_of_one_program_see_each_others_jobs_and_ends(place: 
         assert "parent" in theirs.proof.evidence
 
 
+async def test_an_end_is_known_to_another_also_if_its_parent_left_at_once(place: Path) -> None:
+    async with ProcessBackend() as one, ProcessBackend() as two:
+        ref = await start(one, sh("while ! test -e go; do sleep 0.01; done; exit 7", working_directory=str(place)))
+        await two.observe(ref)
+        Path(ref.address.rpartition(":")[0] + ".json").unlink()  # as one that leaves its runner tidies up
+        (place / "go").touch()
+
+        theirs = await until_ended(two, ref)
+
+        assert (theirs.exit_code, theirs.cause) == (7, Cause.EXITED)
+
+
 async def test_a_stop_from_another_backend_is_heeded(place: Path) -> None:
     async with ProcessBackend() as one, ProcessBackend() as two:
         ref = await start(one, sh("exec sleep 600"))
