@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import sqlite3
 import threading
+import time
 import types
 import typing
 from abc import ABC, abstractmethod
@@ -489,6 +491,8 @@ def bound(journal: str, there: str | None, namespace: str, way_out: str) -> str:
 
 # ---- one file, several processes -----------------------------------------------------------------------------------
 
+_PATIENCE: Final = 30.0
+"""Seconds for which another process may hold the file."""
 _APPLICATION_ID: Final = 0x46524A31
 """``FRJ1`` in the header of the file: what tells a journal from any other SQLite database."""
 _SCHEMA_VERSION: Final = 1
@@ -678,9 +682,9 @@ class SqliteJournal(Journal):
         if self._connection is None:
             self._check_left_behind()
             # Two threads never use it at once: there is the lock.
-            connection = sqlite3.connect(self.path, timeout=30.0, isolation_level=None, check_same_thread=False)
+            connection = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
             try:
-                self._prepare(connection)
+                self._prepare_or_wait(connection)
             except BaseException:
                 connection.close()
                 raise
@@ -701,6 +705,17 @@ class SqliteJournal(Journal):
             said = f"the journal {self.name} is missing or empty, and its write-ahead log {log.name} is not"
             fix = f"restore the file from a copy, or move {log.name} away to start another"
             raise JournalError(f"{said}; {fix}", journal=self.name)
+
+    def _prepare_or_wait(self, connection: sqlite3.Connection) -> None:
+        """Several may make the file at once: SQLite then says to some that it is locked, and does not wait."""
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return self._prepare(connection)
+            except sqlite3.Error as exc:
+                if not _is_busy(exc) or time.monotonic() >= until:
+                    raise
+            time.sleep(random.uniform(0.005, 0.05))  # noqa: S311 (no secret)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         # FULL: what was written survives a loss of power, too. In WAL mode that is one fsync for each transaction.
@@ -737,13 +752,20 @@ class SqliteJournal(Journal):
         return False
 
     def _translated(self, exc: sqlite3.Error | OSError) -> JournalError:
-        code = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
-        busy = code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+        code = _code(exc)
         fix = next((fix for start, fix in _FIXES.items() if code.startswith(start)), "check the file and its disk")
         said = f"the journal {self.name} cannot be used: {exc} ({code})"
-        error = JournalError(f"{said}; {fix}", journal=self.name, retryable=busy)
+        error = JournalError(f"{said}; {fix}", journal=self.name, retryable=_is_busy(exc))
         error.__cause__ = exc
         return error
+
+
+def _code(exc: sqlite3.Error | OSError) -> str:
+    return getattr(exc, "sqlite_errorname", None) or type(exc).__name__
+
+
+def _is_busy(exc: sqlite3.Error | OSError) -> bool:
+    return _code(exc).startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
 @contextmanager

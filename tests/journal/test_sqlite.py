@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -487,6 +488,29 @@ def write_line(program: subprocess.Popen[str], words: str) -> None:
 
 
 class TestProcesses:
+    async def test_a_file_that_others_make_just_now_is_waited_for(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answers = ["database is locked"] * 3
+
+        class Crowded(sqlite3.Connection):
+            """Where several turn on the write-ahead log at once, SQLite refuses all but one of them, at once."""
+
+            def execute(self, sql: str, *words: Any) -> sqlite3.Cursor:
+                if sql == "PRAGMA journal_mode = WAL" and answers:
+                    error = sqlite3.OperationalError(answers.pop())
+                    error.sqlite_errorname = "SQLITE_BUSY"
+                    raise error
+                return super().execute(sql, *words)
+
+        monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Crowded))
+
+        await fill(path, pages=1)
+
+        assert answers == []
+        async with SqliteJournal(path) as journal:
+            assert await journal.read("job 0") is not None
+
     async def test_no_increment_of_several_is_lost(self, path: Path, start: Callable[..., Any]) -> None:
         programs = [start("count", path, 50) for _ in range(4)]
         assert [read_line(program) for program in programs] == ["ready"] * 4
