@@ -142,6 +142,7 @@ class _Live:
         "result",
         "retired",
         "scope",
+        "sent_at",
         "snapshot",
         "stop",
         "together",
@@ -174,6 +175,8 @@ class _Live:
         """What its page said of it, if it was taken over: nobody had submitted it here."""
         self.brought: Job | None = None
         self.placement = 1
+        self.sent_at = _NEVER
+        """When its last launch was handed to the backend, in our time."""
         self.refs: list[TaskRef] = []
         self.snapshot: Snapshot | None = None
         self.stop: StopAsked | None = None
@@ -1237,6 +1240,7 @@ class Runner(AsyncContextManagerMixin):
             live.token = launch.token
             ends = self._room.ends
             self._room.taken(live)
+            live.sent_at = anyio.current_time()
             try:
                 ref = await self._submit(live, launch, number)
             except PlacementRefused as exc:
@@ -1717,8 +1721,12 @@ class _Watch:
         self.resumed = resumed
         """It began before we knew of it. Until the first look, nobody knows which of its clocks runs."""
         self.deadline_of_phase = _NEVER
+        if not resumed and ref.created_at is not None:
+            # We may have stood still over the answer. However wrong the place's time is, it began after it was sent.
+            age = (runner.backend.now() - ref.created_at).total_seconds()
+            self.launched -= min(max(0.0, age), max(0.0, self.launched - live.sent_at))
         if job is not None and not resumed:
-            self.deadline_of_phase = anyio.current_time() + job.start_timeout.total_seconds()
+            self.deadline_of_phase = self.launched + job.start_timeout.total_seconds()
         self.asked: StopAsked | None = None
         self.asks = 0
         self.ask_again_at = _LONG_AGO

@@ -9,7 +9,7 @@ from datetime import timedelta
 import anyio
 import pytest
 
-from fargate_runner import Cause, EcsBackend, Job, Kind, MemoryJournal, Phase, Runner
+from fargate_runner import Cause, EcsBackend, Job, Kind, MemoryJournal, Phase, Retry, Runner
 from fargate_runner.testing.aws import ContainerScript, FakeAws, Fault, Pace
 from fargate_runner.testing.clock import VirtualClock
 from tests.contract.ecs_words import Words
@@ -174,6 +174,61 @@ class TestAProcessThatStoodStill:
             result = await (await runner.submit(Words().exits().with_(key="k"))).wait()
 
         assert result.outcome.kind is Kind.UNKNOWN
+        assert len(aws.world.truth()) == 1
+
+    @pytest.mark.parametrize("still", [100.0, 400.0])
+    async def test_times_out_when_it_is_due_although_it_was_launched_before(
+        self, make_backend: Make, aws: FakeAws, clock: VirtualClock, still: float
+    ) -> None:
+        """Chaos, seed 1508: the answer to the launch lay about, and the timeout began when it was read."""
+        aws.faults.add(Fault(match="ecs.RunTask", delay=10, when="after"))
+
+        async with Runner(make_backend(), utcnow=clock.utcnow) as runner, anyio.create_task_group() as tasks:
+            tasks.start_soon(runner.submit, waits(timeout=timedelta(seconds=600)))
+            await anyio.sleep(5)
+            clock.advance(still)
+            result = await (await runner.submit(waits(timeout=timedelta(seconds=600)))).wait()
+
+        (truth,) = aws.world.truth()
+        assert result.outcome.kind is Kind.TIMED_OUT
+        assert truth.ended_at is not None
+        assert truth.started_at is not None
+        assert truth.ended_at - truth.started_at == pytest.approx(600, abs=2)
+
+    async def test_does_not_start_in_time_although_it_was_launched_before(
+        self, make_backend: Make, aws: FakeAws, clock: VirtualClock
+    ) -> None:
+        job = waits(start_timeout=timedelta(seconds=600), retry=Retry(never_started=0))
+        aws.world.pace = aws.world.pace.scaled(1000)
+        aws.faults.add(Fault(match="ecs.RunTask", delay=10, when="after"))
+
+        async with Runner(make_backend(), utcnow=clock.utcnow) as runner, anyio.create_task_group() as tasks:
+            tasks.start_soon(runner.submit, job)
+            await anyio.sleep(5)
+            clock.advance(400)
+            handle = await runner.submit(job)
+            (task,) = aws.world.tasks.values()
+            while task.desired_status == "RUNNING":
+                await anyio.sleep(1)
+            asked_at = clock.time()
+            await handle.stop()
+
+        assert asked_at == pytest.approx(600, abs=10)
+
+    @pytest.mark.parametrize("answered", [True, False])
+    async def test_does_not_call_lost_what_it_has_never_seen(
+        self, make_backend: Make, aws: FakeAws, clock: VirtualClock, answered: bool
+    ) -> None:
+        """It launched it, and stood still until ECS had forgotten how it ended."""
+        aws.faults.add(Fault(match="ecs.RunTask", delay=10, when="after"))
+
+        async with Runner(make_backend(), utcnow=clock.utcnow) as runner, anyio.create_task_group() as tasks:
+            tasks.start_soon(runner.submit, Words().exits().with_(key="k"))
+            await anyio.sleep(11 if answered else 5)
+            clock.advance(3 * 3600)
+            result = await (await runner.submit(Words().exits().with_(key="k"))).wait()
+
+        assert [attempt.outcome.kind for attempt in result.attempts] == [Kind.UNKNOWN]
         assert len(aws.world.truth()) == 1
 
 
