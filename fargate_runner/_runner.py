@@ -888,6 +888,8 @@ class Runner(AsyncContextManagerMixin):
         if job is not None and job.key is not None:
             found = await self._meet(live, job, job.key)
         there = tuple(found)
+        if there and page is not None and (written := await self._read_page(live.key)) is not None:
+            raise Overtaken(written)  # since we looked: it knows of attempts that the platform may have forgotten
         if there:
             self._accept(live, adopted=True)
             job = _as_launched(job, there[-1])

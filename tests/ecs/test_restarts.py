@@ -9,10 +9,10 @@ from datetime import timedelta
 import anyio
 import pytest
 
-from fargate_runner import Cause, EcsBackend, Job, Kind, MemoryJournal, Phase, Retry, Runner
+from fargate_runner import Cause, EcsBackend, Job, JobHandle, Kind, MemoryJournal, Phase, Retry, Runner
 from fargate_runner.testing.aws import ContainerScript, FakeAws, Fault, Pace
 from fargate_runner.testing.clock import VirtualClock
-from tests.contract.ecs_words import Words
+from tests.contract.ecs_words import IMAGE, Words
 from tests.ecs.test_backend import launched
 
 Make = Callable[..., EcsBackend]
@@ -80,6 +80,32 @@ class TestATaskThatIsTakenOver:
                 seen = await other.observe(ref, after=seen)
 
         assert seen.cause is Cause.STOPPED_ON_REQUEST
+
+    async def test_is_read_from_its_first_attempt_on_although_ecs_has_forgotten_that_one(
+        self, make_backend: Make, aws: FakeAws, clock: VirtualClock
+    ) -> None:
+        """Chaos, seed 1166: it was written down after the journal had been asked; the second one's lines came first."""
+        journal, job = MemoryJournal(), Job(image=IMAGE, key="k", retry=Retry(failures=1))
+        aws.world.script = lambda run: ContainerScript(lines=("said",), run_for=5, exit_code=3)
+        aws.faults.add(Fault(match="ecs.ListTasks", delay=25))
+        aws.world.pace = Pace.instant()
+        late, first = (Runner(make_backend(), journal=journal, utcnow=clock.utcnow) for _ in range(2))
+        handles: list[JobHandle] = []
+
+        async def submit() -> None:
+            handles.append(await late.submit(job))
+
+        async with late, first, anyio.create_task_group() as tasks:
+            tasks.start_soon(submit)
+            await anyio.sleep(1)
+            handle = await first.submit(job)
+            while len(aws.world.tasks) < 2:
+                await anyio.sleep(0.1)
+            aws.world.hide(next(iter(aws.world.tasks)), math.inf)
+            await handle.wait()
+            attempts = [line.attempt async for line in handles[0].logs()]
+
+        assert attempts == [1, 2]
 
 
 class TestATaskThatIsNew:
