@@ -996,6 +996,8 @@ class Runner(AsyncContextManagerMixin):
         if page.ref is not None:
             return [attrs.evolve(page.ref, description={**page.description, **(page.ref.description or {})})]
         if page.launch is None:
+            if Identity(namespace=self.namespace, key=live.key, attempt=1).shared is not None:
+                live.placement = 2  # the first placement is that of the call for several
             return []
         cleared = await self._sent_again(live, job, page, page.launch)
         return [cleared] if cleared is not None else []
@@ -1047,15 +1049,35 @@ class Runner(AsyncContextManagerMixin):
         """
         Whether a launch of several jobs may have been sent: only once all had it on their pages, the first one's last.
 
-        A first one that was launched by itself has a page as well, and never had this launch on it.
+        If not, it is never sent: whoever still means to finds that the first one's page was turned meanwhile.
         """
         together = cast("Together", launch.identity.together)
-        first = await self._read_page(together.key_of(0))
-        if first is None:
-            return False
-        under_way = first.launch.token if first.launch is not None else first.ref.token if first.ref is not None else ""
-        sent = [each for each in first.attempts if each.address is not None or each.outcome.kind is Kind.UNKNOWN]
-        return launch.token in {under_way, *(attempt.token for attempt in sent)}
+        while True:
+            first = await self._read_page(together.key_of(0))
+            if first is None:
+                return False
+            known = first.launch or first.ref
+            sent = [each for each in first.attempts if each.address is not None or each.outcome.kind is Kind.UNKNOWN]
+            if launch.token in {known.token if known is not None else "", *(attempt.token for attempt in sent)}:
+                return True
+            if known is not None or first.attempts or first.ended_at is not None or await self._turned(first):
+                return False
+
+    async def _turned(self, page: Page) -> bool:
+        """Write a page as it is, so that nobody writes it who has read it before. False: another one was faster."""
+        assert self.journal is not None
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                await self.journal.write(page)
+                return True
+            except Overtaken:
+                return False
+            except JournalError as exc:
+                if not exc.retryable or tries == _TRIES:
+                    raise
+            await anyio.sleep(_pause(tries))
 
     async def _intent(self, live: _Live, launch: Launch) -> Launch:
         """Write down what is about to be sent; return it as it can be read again, for the same bytes each time."""
@@ -1261,7 +1283,7 @@ class Runner(AsyncContextManagerMixin):
             return await self._intent(live, prepared)
         index = cast("Together", prepared.identity.together).index
         write, was_written = partial(self._intent, live, prepared), partial(self._was_sent, prepared)
-        return await together.ready(index, write, was_written)
+        return await together.ready(index, partial(self._note, live), write, was_written)
 
     async def _launched(self, live: _Live, ref: TaskRef) -> None:
         if not self.backend.starts_later:
