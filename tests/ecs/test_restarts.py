@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from fargate_runner import Cause, EcsBackend, Job, JobHandle, Kind, MemoryJournal, Phase, Retry, Runner
+from fargate_runner.telemetry import Event, PlatformUnanswered
 from fargate_runner.testing.aws import ContainerScript, FakeAws, Fault, Pace
 from fargate_runner.testing.clock import VirtualClock
 from tests.contract.ecs_words import IMAGE, Words
@@ -167,6 +168,25 @@ class TestAProcessThatStoodStill:
             await anyio.sleep(1)
             clock.advance(1800)
             await anyio.sleep(600)
+            result = await handle.stop()
+
+        assert [attempt.outcome.kind for attempt in result.attempts] == [Kind.CANCELLED]
+
+    async def test_does_not_take_its_own_silence_for_the_platforms(
+        self, make_backend: Make, aws: FakeAws, clock: VirtualClock
+    ) -> None:
+        """AWS had not answered once, and nobody had asked again for as long as it may be silent."""
+        told: list[Event] = []
+        async with Runner(make_backend(), utcnow=clock.utcnow, observers=[told.append]) as runner:
+            handle = await runner.submit(waits())
+            while handle.snapshot is None or handle.snapshot.phase < Phase.RUNNING:
+                await anyio.sleep(1)
+            aws.faults.add(Fault(match="ecs.DescribeTasks", times=math.inf, cut=True))
+            while not any(isinstance(event, PlatformUnanswered) for event in told):
+                await anyio.sleep(0.1)
+            aws.faults.clear()
+            clock.advance(1800)
+            await anyio.sleep(60)
             result = await handle.stop()
 
         assert [attempt.outcome.kind for attempt in result.attempts] == [Kind.CANCELLED]
