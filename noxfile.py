@@ -29,7 +29,9 @@ NEWER = tuple(f"tests/ecs/test_{what}.py" for what in ("newer_session", "parser"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 # One more than there are cores: a few tests wait for real processes, and leave theirs to others.
 SPREAD = ("-n", str(CORES + 1), "--dist", "worksteal")
-# Containers are waited for one after the other, and what only computes can wait for them.
+# Most of a container's test is waiting. A file's tests stay together: they share what they made.
+IN_CONTAINERS = ("-n", "3", "--dist", "loadfile", "-m", "docker")
+# What only computes can wait for them.
 POLITELY = ("nice",) if shutil.which("nice") else ()
 DOCKER_REQUIRED = os.environ.get("FARGATE_RUNNER_DOCKER") == "required"
 
@@ -78,14 +80,14 @@ def tests(session: nox.Session) -> None:
 
     The first one runs them all, real containers included, and holds the floors that only think to 95 % of
     their lines and branches. The others leave out the engine and the sweeps, which do not depend on the version of
-    Python. Containers are started one test at a time; as these tests mostly wait, they run beside all others.
+    Python. As the tests with containers mostly wait, they run beside all others.
     """
     _install(session, "test")
     if session.posargs:
         session.run("pytest", *session.posargs)
     elif _is_first(session):
         _make_docker_ready(session)
-        with _beside(session, "pytest", "-m", "docker"):
+        with _beside(session, "pytest", *IN_CONTAINERS):
             session.run(*POLITELY, "coverage", "run", "-m", "pytest", *FLOORS, external=True)
             session.run("coverage", "report", f"--include={THINKING}", "--fail-under=95")
             others = (f"--ignore={part}" for part in FLOORS)

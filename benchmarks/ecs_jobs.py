@@ -92,7 +92,7 @@ class Measured:
         found: list[Sweep] = []
         while asked:
             at = asked[0][0]
-            until = at + _PERIOD - 1e-3
+            until = at + _PERIOD - 0.1  # a call may have waited for its turn a little
             calls = sum(1 for called_at, _ in asked if called_at < until)
             streams = sum(1 for name in first if first[name] < until and last[name] >= at)
             found.append(Sweep(at=at, streams=streams, calls=calls))
@@ -115,8 +115,11 @@ class Measured:
 
 
 def _is_look(operation: str, request: Mapping[str, Any]) -> bool:
-    # The last lines of a job are read backwards, and once. Whoever reads a stream alone is told by a token where it is.
-    return request.get("startFromHead", False) if operation == "logs.GetLogEvents" else "nextToken" not in request
+    # The last lines of a job are read backwards, and once; those of many by a call that names its limit. Whoever reads
+    # a stream alone is told by a token where it is.
+    if operation == "logs.GetLogEvents":
+        return bool(request.get("startFromHead", False))
+    return "nextToken" not in request and "limit" not in request
 
 
 async def _many(aws: FakeAws, clock: VirtualClock, jobs: int, apart: float) -> _Seen:
@@ -173,7 +176,7 @@ def rows(measured: Measured) -> list[Row]:
         Row("tasks launched", len(aws.world.tasks), jobs, "tasks", "one for each job", 1.0),
         Row("throttled calls", aws.calls.throttled.total(), 1, "calls", f"{len(aws.calls):,} calls", 0.0),
         _for_each_job(aws, jobs, "ecs", 2.0, "RunTask, and the looks of all"),
-        _for_each_job(aws, jobs, "logs", 4.0, "two for its last lines, and the sweeps of all"),
+        _for_each_job(aws, jobs, "logs", 2.0, "the sweeps of all, and last lines"),
         _in_a_sweep(aws, "ecs.DescribeTasks", sweep),
         *_log_sweeps(measured.sweeps()),
         *(_under_quota(aws, bucket, window) for bucket in sorted(aws.calls.buckets) for window in (1.0, 10.0)),

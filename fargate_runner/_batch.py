@@ -26,6 +26,9 @@ __all__ = ["Batch", "Launching", "Pump", "Room"]
 _PROBE_EVERY: Final = 30.0
 """Seconds after which somebody looks whether others have left room, although none of our own jobs has ended."""
 
+_LAUNCHING: Final = 200
+"""Jobs of a batch that are begun and not launched yet. More would wait for AWS's launch rate in memory, and no faster."""
+
 _PATIENCE_WITH_EACH_OTHER: Final = 60.0
 """Seconds that jobs which could be launched by one call wait for each other to be ready."""
 
@@ -129,6 +132,7 @@ class Pump:
         self._raising = raising
         self._max_failures = max_failures
         self._under_way: dict[int, _Live] = {}
+        self._launching: set[int] = set()
         self._vcpu = 0.0
         self._ended: dict[int, JobResult] = {}
         self._skipped: set[int] = set()
@@ -223,11 +227,19 @@ class Pump:
         self._vcpu += self._vcpu_of(live)
         if live.finished:
             self.ended(index, live)
-        else:
-            live.on_end.append((self, index))
+            return
+        live.on_end.append((self, index))
+        if not live.accepted:
+            self._launching.add(index)
+
+    def launched(self, index: int) -> None:
+        """Take note that a job has been launched, or met: it waits for nothing but its end."""
+        self._launching.discard(index)
+        self._touch()
 
     def ended(self, index: int, live: _Live) -> None:
         """Take note of a job's end."""
+        self._launching.discard(index)
         if self._under_way.pop(index, None) is None:
             return  # the batch left it to others who gave the same key
         self._vcpu -= self._vcpu_of(live)
@@ -257,7 +269,8 @@ class Pump:
     async def _has_room(self, vcpu: float) -> bool:
         while not self._closed and not self.stopped:
             fits = self._vcpu + vcpu <= self._max_vcpu or not self._under_way
-            if fits and len(self._under_way) < self._concurrency and len(self._ended) < self._most_untaken:
+            free = len(self._under_way) < self._concurrency and len(self._launching) < _LAUNCHING
+            if fits and free and len(self._ended) < self._most_untaken:
                 return True
             await self._news()
         return False

@@ -1158,9 +1158,13 @@ class Runner(AsyncContextManagerMixin):
 
     def _accept(self, live: _Live, *, adopted: bool = False) -> None:
         """From here on the job is ours to account for: exactly one end follows."""
-        if not live.accepted and self._tell:
+        if live.accepted:
+            return
+        if self._tell:
             self._tell(JobAccepted(key=live.key, job=live.name, adopted=adopted))
         live.accepted = True
+        for pump, index in live.on_end:
+            pump.launched(index)
 
     def _no_longer_ours(self, live: _Live, error: Exception) -> None:
         if live.accepted:

@@ -175,7 +175,7 @@ class TestTail:
 
         async with reading(aws) as reader:
             found = await texts(
-                reader.read(GROUP, {writer.stream: "main"}, tail=tail, attempt=1, over_at=anyio.current_time())
+                reader.read(GROUP, {writer.stream: "main"}, tail=tail, attempt=1, over=(anyio.current_time(),) * 2)
             )
 
         assert found == writer.texts[len(writer.texts) - min(tail, 20) :]
@@ -203,7 +203,7 @@ class TestTail:
         writer.write(*numbered(300))
 
         async with reading(aws) as reader:
-            found = await texts(reader.read(GROUP, {writer.stream: "main"}, tail=120, attempt=1, over_at=None))
+            found = await texts(reader.read(GROUP, {writer.stream: "main"}, tail=120, attempt=1))
 
         assert found == writer.texts[-120:]
 
@@ -216,7 +216,7 @@ class TestTail:
 
         async with reading(aws) as reader:
             streams = {main.stream: "main", side.stream: "side"}
-            found = await texts(reader.read(GROUP, streams, tail=4, attempt=1, over_at=None))
+            found = await texts(reader.read(GROUP, streams, tail=4, attempt=1))
 
         assert found == ["2", "3", "4", "5"]
 
@@ -226,7 +226,7 @@ class TestTail:
         await anyio.sleep(5)
 
         async with reading(aws) as reader:
-            found = await texts(reader.read(GROUP, {writer.stream: "main"}, tail=1, attempt=1, over_at=None))
+            found = await texts(reader.read(GROUP, {writer.stream: "main"}, tail=1, attempt=1))
 
         assert [len(text) for text in found] == [2 * CUT + 5]
 
@@ -238,7 +238,7 @@ async def test_a_reader_that_comes_right_after_the_end_gets_all(clock: VirtualCl
 
     async with reading(aws) as reader:
         found = await texts(
-            reader.read(GROUP, {writer.stream: "main"}, tail=None, attempt=1, over_at=anyio.current_time())
+            reader.read(GROUP, {writer.stream: "main"}, tail=None, attempt=1, over=(anyio.current_time(),) * 2)
         )
 
     assert found == writer.texts
@@ -298,7 +298,7 @@ def test_lines_that_the_driver_cut_are_whole_again(sizes: list[int], letters: st
             aws.logs.put(GROUP, "s/main/1", [(at, text)])
         await anyio.sleep(1)
         async with reading(aws) as reader:
-            batches = reader.read(GROUP, {"s/main/1": "main"}, tail=None, attempt=1, over_at=None)
+            batches = reader.read(GROUP, {"s/main/1": "main"}, tail=None, attempt=1)
             return [line async for line in one_by_one(batches)]
 
     lines = anyio.run(main, backend_options={"loop_factory": clock.loop})

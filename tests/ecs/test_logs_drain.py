@@ -37,7 +37,6 @@ async def test_who_follows_gets_it(make_backend: Make, aws: FakeAws) -> None:
     assert lines[-1] == "late"
 
 
-@pytest.mark.xfail(strict=True, reason="read() drains from the end of the container, not from that of the task")
 async def test_so_does_the_record(make_backend: Make, aws: FakeAws) -> None:
     async with Runner(make_backend()) as runner, anyio.create_task_group() as tasks:
         tasks.start_soon(write_late, aws)

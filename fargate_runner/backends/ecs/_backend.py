@@ -760,8 +760,10 @@ class EcsBackend(Backend):
 
         group, streams = place
         if not follow:
-            over_at = self._watch.exited_at(ref.address) if last.ended else None
-            reading = self._reader.read(group, streams, tail=tail, attempt=ref.attempt, over_at=over_at)
+            over = self._watch.over(ref.address) if last.ended else None
+            reading = self._reader.read(
+                group, streams, tail=tail, attempt=ref.attempt, over=over, created_at=last.created_at
+            )
         else:
             reading = self._reader.follow(
                 group,

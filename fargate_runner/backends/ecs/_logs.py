@@ -4,10 +4,12 @@ CloudWatch's streams, read: a few one by one, many of them a hundred at a time.
 A stream that is read alone is read with `GetLogEvents`, whose tokens say exactly where it stands. Where many are
 followed, one sweep of `FilterLogEvents` serves a hundred of them; what it shows twice is told by its event ids. A sweep
 makes no more calls than one for each hundred streams of a group: who does not fit into them waits for another sweep.
+The last lines of many that are over at about the same time are read by one call, too.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import aclosing
@@ -39,6 +41,16 @@ _LONGEST_ABSENCE: Final = 30.0
 """Seconds until a stream that was not there is asked for again."""
 _LONG_OVER: Final = 120.0
 """Seconds after which the end of the containers says more than that of the task."""
+_LAST_PAGES: Final = 10
+_LAST_EVENTS: Final = 20_000
+"""Pages and events that one look for the last lines of many may take: what is not told by then is read one by one."""
+_LAST_ALONE: Final = 2
+"""Streams whose last lines are rather read one by one."""
+_SHORTEST_WINDOW: Final = 15.0
+_LONGEST_WINDOW: Final = 900.0
+"""How far back such a look goes, in seconds: half as far after one that saw too many events, a little farther after few."""
+_SKEW: Final = 60_000
+"""By how many milliseconds a line may seem to be older than its task: a host has a clock of its own."""
 _BATCH: Final = 200
 """Lines that are made at a time."""
 _EPOCH: Final = datetime.fromtimestamp(0, UTC)
@@ -62,6 +74,8 @@ class LogCadence:
     """How far a silent stream is looked back into."""
     few: int = 10
     """Streams that are read one by one."""
+    gather: float = 1.0
+    """How long the last lines of one may wait for those of others, if there are many."""
     buffered: int = 10_000
     """Lines kept for a slow reader, until its stream is left out; a twentieth of it if there are many of those."""
 
@@ -328,9 +342,49 @@ class _End:
 
     def read_until(self, cadence: LogCadence) -> float:
         """Return when the last line has had time to come."""
-        if self.at is None:
-            return float("inf")
-        return max(self.at + cadence.drain, min(self.returned_at, self.at + _LONG_OVER) + cadence.settled)
+        return float("inf") if self.at is None else _read_until(cadence, self.at, self.returned_at)
+
+
+class _Last:
+    """The last lines of what is over, as somebody waits for them."""
+
+    __slots__ = ("answer", "attempt", "due", "events", "left", "since", "streams", "tail", "told")
+
+    def __init__(self, streams: Mapping[str, str], tail: int, attempt: int, since: int, due: float) -> None:
+        self.streams = streams
+        self.tail = tail
+        self.attempt = attempt
+        self.since = since
+        """No line is older, in milliseconds."""
+        self.due = due
+        self.answer: list[LogLine] | Exception | None = None
+        self.told = anyio.Event()
+        self.left = False
+        self.events: dict[str, deque[Mapping[str, Any]]] = {}
+
+    def __lt__(self, other: _Last) -> bool:
+        return self.due < other.due
+
+    def tell(self, answer: list[LogLine] | Exception) -> None:
+        self.answer = answer
+        self.told.set()
+
+    def look(self) -> None:
+        # One more: the first of them may be the end of a line that was cut.
+        self.events = {stream: deque(maxlen=self.tail + 1) for stream in self.streams}
+
+    def shown(self, *, since: int) -> list[LogLine] | None:
+        """Return the last lines, if they are among what was shown of the time *since* then."""
+        found: list[LogLine] = []
+        for stream, events in self.events.items():
+            joined = _Joined(self.streams[stream], self.attempt)
+            lines = joined.lines(events) + joined.rest()
+            if len(lines) <= self.tail and not (since <= self.since and len(events) <= self.tail):
+                return None
+            found += lines[max(0, len(lines) - self.tail) :]
+        if len(self.streams) > 1:
+            found.sort(key=_at)
+        return found[max(0, len(found) - self.tail) :]
 
 
 class _Tail:
@@ -440,25 +494,41 @@ class LogReader:
         """The log groups in whose last sweep what costs the others had to wait."""
         self._ends: list[_End] = []
         """Those that nobody waits for yet."""
+        self._lasts: list[tuple[float, str, _Last]] = []
+        """Whose last lines are still to be read, by when that may be: a heap."""
+        self._windows: dict[str, float] = {}
+        """How far back their log group is looked at."""
 
     # ---- reading ---------------------------------------------------------------------------------------------------
 
     async def read(
-        self, group: str, streams: Mapping[str, str], *, tail: int | None, attempt: int, over_at: float | None
+        self,
+        group: str,
+        streams: Mapping[str, str],
+        *,
+        tail: int | None,
+        attempt: int,
+        over: tuple[float, float] | None = None,
+        created_at: datetime | None = None,
     ) -> AsyncGenerator[list[LogLine]]:
         """
         Yield what is there, a few lines at a time: *streams* are container names by stream.
 
-        *over_at* is when the containers were first known to be over, in the loop's seconds. CloudWatch takes lines in
-        with a delay, so a reading soon after that waits until the last one has had its time.
+        *over* is when the containers, and when the whole task, were first known to be over, in the loop's seconds.
+        CloudWatch takes lines in with a delay, so a reading soon after that waits until the last one has had its time.
+        *created_at* is when the task was created, by AWS's clock.
 
         :raises LogsUnavailable: the group is gone, or may not be read
         :raises BackendError: AWS could not be asked
         """
         if tail == 0:
             return
-        if over_at is not None:
-            await anyio.sleep_until(over_at + self._cadence.drain)
+        due = float("-inf") if over is None else _read_until(self._cadence, *over)
+        if tail is not None and over is not None and created_at is not None:
+            since = round(created_at.timestamp() * 1000) - _SKEW
+            yield await self._last_in_turn(group, _Last(streams, tail, attempt, since, due))
+            return
+        await anyio.sleep_until(due)
         if tail is not None:
             yield await self._last(group, streams, tail, attempt)
             return
@@ -619,6 +689,109 @@ class LogReader:
                     return events, forward
             where["nextToken"] = token
 
+    async def _last_in_turn(self, group: str, last: _Last) -> list[LogLine]:
+        """Return the last lines of what is over, once they may be read; with those of others if there are many."""
+        heapq.heappush(self._lasts, (last.due, group, last))
+        self._wake.set()
+        try:
+            await last.told.wait()
+        finally:
+            last.left = True
+        if isinstance(last.answer, Exception):
+            raise last.answer.with_traceback(None)  # others raise it too
+        assert last.answer is not None
+        return last.answer
+
+    @property
+    def _last_due(self) -> float:
+        if not self._lasts:
+            return float("inf")
+        return self._lasts[0][0] + (self._cadence.gather if len(self._lasts) > self._cadence.few else 0.0)
+
+    def _due_lasts(self, now: float) -> list[tuple[str, list[_Last]]]:
+        """Return whose last lines may be read by now, by their log group, a call's worth at a time."""
+        chunks: list[tuple[str, list[_Last]]] = []
+        sizes: dict[str, int] = {}
+        open_chunks: dict[str, list[_Last]] = {}
+        while self._lasts and self._lasts[0][0] <= now:
+            _, group, last = heapq.heappop(self._lasts)
+            if last.left:
+                continue
+            if group not in open_chunks or sizes[group] + len(last.streams) > _STREAMS_PER_CALL:
+                open_chunks[group], sizes[group] = [], 0
+                chunks.append((group, open_chunks[group]))
+            open_chunks[group].append(last)
+            sizes[group] += len(last.streams)
+        return chunks
+
+    async def _read_last(self, group: str, chunk: Sequence[_Last]) -> None:
+        try:
+            rest = chunk if len(chunk) <= _LAST_ALONE else await self._last_of_many(group, chunk)
+        except Exception as exc:  # noqa: BLE001 (raised where the lines are read)
+            if isinstance(exc, ApiError) and _is_no_stream(exc):  # one unknown name refuses the whole call
+                async with anyio.create_task_group() as tasks:
+                    half = len(chunk) // 2
+                    tasks.start_soon(self._read_last, group, chunk[:half])
+                    tasks.start_soon(self._read_last, group, chunk[half:])
+                return
+            rest = ()
+            for last in chunk:
+                last.tell(_unreadable(group, exc) if isinstance(exc, ApiError) else exc)
+        async with anyio.create_task_group() as tasks:
+            for last in rest:
+                tasks.start_soon(self._last_alone, group, last)
+
+    async def _last_alone(self, group: str, last: _Last) -> None:
+        if last.left:
+            return
+        try:
+            last.tell(await self._last(group, last.streams, last.tail, last.attempt))
+        except Exception as exc:  # noqa: BLE001 (raised where the lines are read)
+            last.tell(exc)
+
+    async def _last_of_many(self, group: str, chunk: Sequence[_Last]) -> Sequence[_Last]:
+        """Tell the last lines of those that one look shows; return the others."""
+        window = self._windows.get(group, _LONGEST_WINDOW)
+        now = round(self._utcnow().timestamp() * 1000)
+        since = max(min(last.since for last in chunk), now - round(window * 1000))
+        by_stream: dict[str, list[_Last]] = {}
+        for last in chunk:
+            last.look()
+            for stream in last.streams:
+                by_stream.setdefault(stream, []).append(last)
+        request: dict[str, Any] = {
+            "logGroupName": group,
+            "logStreamNames": list(by_stream),
+            "startTime": max(0, since),
+            "limit": 10_000,
+        }
+        seen, token = 0, None
+        for _ in range(_LAST_PAGES):
+            reply = await self._api.call("logs.FilterLogEvents", **request)
+            events = reply.get("events") or ()
+            seen += len(events)
+            for event in events:
+                name = event["logStreamName"]
+                for last in by_stream.get(name, ()):
+                    last.events[name].append(event)
+            token = reply.get("nextToken")
+            if not token or token == request.get("nextToken") or seen >= _LAST_EVENTS:
+                break
+            request["nextToken"] = token
+        if token:  # they are told from the oldest on: what was shown are not the last
+            self._windows[group] = max(window / 2, _SHORTEST_WINDOW)
+            return chunk
+        if seen < _LAST_EVENTS / 4:
+            self._windows[group] = min(window * 1.1, _LONGEST_WINDOW)
+        rest: list[_Last] = []
+        for last in chunk:
+            lines = last.shown(since=since)
+            if lines is None:
+                rest.append(last)
+            else:
+                last.tell(lines)
+        return rest
+
     # ---- together --------------------------------------------------------------------------------------------------
 
     def _follow_together(
@@ -674,7 +847,7 @@ class LogReader:
                 self._tails.remove(tail)
 
     async def run(self) -> None:
-        """Sweep what is followed together, and wait for the ends of all. Run by whoever owns the reader."""
+        """Sweep what is followed together, wait for ends, read last lines. Run by whoever owns the reader."""
         async with anyio.create_task_group() as tasks:
             due = float("-inf")
             while True:
@@ -682,6 +855,9 @@ class LogReader:
                 while self._ends:
                     tasks.start_soon(self._ends.pop().wait)
                 now = anyio.current_time()
+                if now >= self._last_due:
+                    for group, last in self._due_lasts(now):
+                        tasks.start_soon(self._read_last, group, last)
                 if self._tails and now >= due:
                     due = now + self._cadence.period
                     # A sweep that hangs, or has a long way to go, must not keep the others from theirs.
@@ -690,7 +866,7 @@ class LogReader:
                             for tail in chunk:
                                 tail.asking, tail.asked_at = True, now
                             tasks.start_soon(self._sweep_once, group, chunk, now)
-                with anyio.CancelScope(deadline=due if self._tails else float("inf")):
+                with anyio.CancelScope(deadline=min(self._last_due, due if self._tails else float("inf"))):
                     await self._wake.wait()
 
     def _chunks(self, group: str, now: float) -> list[list[_Tail]]:
@@ -876,6 +1052,11 @@ class LogReader:
             tail.cut = cut
             tail.seen = {event: at for event, at in tail.seen.items() if at >= cut}
             tail.handed_over = {key: times for key, times in tail.handed_over.items() if key[0] >= cut}
+
+
+def _read_until(cadence: LogCadence, over_at: float, ended_at: float) -> float:
+    """Return when the last line has had time to come, after the containers' end and after that of the task."""
+    return max(over_at + cadence.drain, min(ended_at, over_at + _LONG_OVER) + cadence.settled)
 
 
 def _order(event: Mapping[str, Any]) -> tuple[int, int, str]:

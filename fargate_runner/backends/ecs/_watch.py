@@ -357,6 +357,13 @@ class Watch:
         entry = self._entries.get(arn)
         return entry.exited_at if entry is not None else None
 
+    def over(self, arn: str) -> tuple[float, float] | None:
+        """Return when the task's own container, and when the task, was first seen to be over; None: not yet."""
+        entry = self._entries.get(arn)
+        if entry is None or entry.exited_at is None or not _ended(entry):
+            return None
+        return entry.exited_at, max(entry.exited_at, entry.moved_at)
+
     def forget(self, arn: str) -> None:
         """Drop what is known of a task."""
         self._entries.pop(arn, None)
