@@ -448,31 +448,39 @@ class Launching:
     """
     Several identical jobs that one call launches: each waits here until all are ready to be launched.
 
-    With a journal, every other's page is written before the first one's. So the page of the first tells, after a
-    crash, whether the call may have been made: if not, nobody sends it any more, and nobody is left without a page.
+    With a journal, the launch is written on every other's page before it is on the first one's. So the page of the
+    first tells whether the call may have been made. It is there before all others: whoever finds no launch on it turns
+    it before they launch one of the others by itself, and who comes later to write the launch finds it turned.
     """
 
     def __init__(self, size: int) -> None:
         self.group = f"~{secrets.token_hex(12)}"
         self.size = size
         self._ready = 0
-        self._is_on = False
+        self._is_open = self._is_on = False
         self._is_begun = self._in_doubt = False
         self._changed = Event()
         self.is_off = False
         """It does not come about: each is launched by itself."""
 
     async def ready(
-        self, index: int, write: Callable[[], Awaitable[Launch]], was_written: Callable[[], Awaitable[bool]]
+        self,
+        index: int,
+        begin: Callable[[], Awaitable[None]],
+        write: Callable[[], Awaitable[Launch]],
+        was_written: Callable[[], Awaitable[bool]],
     ) -> Launch | None:
         """
         Write down the launch of one of them when it is time, and return it when all may be sent. None: it is off.
 
-        *was_written* tells whether the first one's page has it: whoever reads that after a crash goes by it, and so do
-        we if the journal did not tell.
+        *begin* makes the first one's page. *was_written* tells whether that has the launch: whoever reads it after a
+        crash goes by it, and so do we if the journal did not tell.
         """
         try:
             if index > 0:
+                await self._until(lambda: self._is_open)
+                if self.is_off:
+                    return None
                 launch = await write()
                 self._ready += 1
                 self._touch()
@@ -480,6 +488,9 @@ class Launching:
                 if self._in_doubt:
                     return launch if await was_written() else None
             else:
+                await begin()
+                self._is_open = True
+                self._touch()
                 with anyio.move_on_after(_PATIENCE_WITH_EACH_OTHER):
                     await self._until(lambda: self._ready == self.size - 1)
                 if self._ready < self.size - 1:

@@ -142,6 +142,7 @@ class _Live:
         "result",
         "retired",
         "scope",
+        "sent_at",
         "snapshot",
         "stop",
         "together",
@@ -174,6 +175,8 @@ class _Live:
         """What its page said of it, if it was taken over: nobody had submitted it here."""
         self.brought: Job | None = None
         self.placement = 1
+        self.sent_at = _NEVER
+        """When its last launch was handed to the backend, in our time."""
         self.refs: tuple[TaskRef, ...] = ()
         self.snapshot: Snapshot | None = None
         self.stop: StopAsked | None = None
@@ -885,6 +888,8 @@ class Runner(AsyncContextManagerMixin):
         if job is not None and job.key is not None:
             found = await self._meet(live, job, job.key)
         there = tuple(found)
+        if there and page is not None and (written := await self._read_page(live.key)) is not None:
+            raise Overtaken(written)  # since we looked: it knows of attempts that the platform may have forgotten
         if there:
             self._accept(live, adopted=True)
             job = _as_launched(job, there[-1])
@@ -991,6 +996,8 @@ class Runner(AsyncContextManagerMixin):
         if page.ref is not None:
             return [attrs.evolve(page.ref, description={**page.description, **(page.ref.description or {})})]
         if page.launch is None:
+            if Identity(namespace=self.namespace, key=live.key, attempt=1).shared is not None:
+                live.placement = 2  # the first placement is that of the call for several
             return []
         cleared = await self._sent_again(live, job, page, page.launch)
         return [cleared] if cleared is not None else []
@@ -1042,15 +1049,35 @@ class Runner(AsyncContextManagerMixin):
         """
         Whether a launch of several jobs may have been sent: only once all had it on their pages, the first one's last.
 
-        A first one that was launched by itself has a page as well, and never had this launch on it.
+        If not, it is never sent: whoever still means to finds that the first one's page was turned meanwhile.
         """
         together = cast("Together", launch.identity.together)
-        first = await self._read_page(together.key_of(0))
-        if first is None:
-            return False
-        under_way = first.launch.token if first.launch is not None else first.ref.token if first.ref is not None else ""
-        sent = [each for each in first.attempts if each.address is not None or each.outcome.kind is Kind.UNKNOWN]
-        return launch.token in {under_way, *(attempt.token for attempt in sent)}
+        while True:
+            first = await self._read_page(together.key_of(0))
+            if first is None:
+                return False
+            known = first.launch or first.ref
+            sent = [each for each in first.attempts if each.address is not None or each.outcome.kind is Kind.UNKNOWN]
+            if launch.token in {known.token if known is not None else "", *(attempt.token for attempt in sent)}:
+                return True
+            if known is not None or first.attempts or first.ended_at is not None or await self._turned(first):
+                return False
+
+    async def _turned(self, page: Page) -> bool:
+        """Write a page as it is, so that nobody writes it who has read it before. False: another one was faster."""
+        assert self.journal is not None
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                await self.journal.write(page)
+                return True
+            except Overtaken:
+                return False
+            except JournalError as exc:
+                if not exc.retryable or tries == _TRIES:
+                    raise
+            await anyio.sleep(_pause(tries))
 
     async def _intent(self, live: _Live, launch: Launch) -> Launch:
         """Write down what is about to be sent; return it as it can be read again, for the same bytes each time."""
@@ -1241,6 +1268,7 @@ class Runner(AsyncContextManagerMixin):
             live.token = launch.token
             ends = self._room.ends
             self._room.taken(live)
+            live.sent_at = anyio.current_time()
             try:
                 ref = await self._submit(live, launch, number)
             except PlacementRefused as exc:
@@ -1259,7 +1287,7 @@ class Runner(AsyncContextManagerMixin):
             return await self._intent(live, prepared)
         index = cast("Together", prepared.identity.together).index
         write, was_written = partial(self._intent, live, prepared), partial(self._was_sent, prepared)
-        return await together.ready(index, write, was_written)
+        return await together.ready(index, partial(self._note, live), write, was_written)
 
     async def _launched(self, live: _Live, ref: TaskRef) -> None:
         live.token = ref.token
@@ -1720,8 +1748,12 @@ class _Watch:
         self.resumed = resumed
         """It began before we knew of it. Until the first look, nobody knows which of its clocks runs."""
         self.deadline_of_phase = _NEVER
+        if not resumed and ref.created_at is not None:
+            # We may have stood still over the answer. However wrong the place's time is, it began after it was sent.
+            age = (runner.backend.now() - ref.created_at).total_seconds()
+            self.launched -= min(max(0.0, age), max(0.0, self.launched - live.sent_at))
         if job is not None and not resumed:
-            self.deadline_of_phase = anyio.current_time() + job.start_timeout.total_seconds()
+            self.deadline_of_phase = self.launched + job.start_timeout.total_seconds()
         self.asked: StopAsked | None = None
         self.asks = 0
         self.ask_again_at = _LONG_AGO

@@ -241,14 +241,30 @@ def _launch_in_doubt(history: History, key: str, attempt: Attempt) -> bool:
 
 
 def _was_watched(history: History, key: str, begun: float, ended: float) -> bool:
-    """Whether one life looked after a key for long enough between two moments."""
+    """Whether one life looked after a key for long enough between two moments, and AWS answered it."""
     return any(
-        min(span.ended, ended) - max(span.begun, begun) >= _SEEN_WITHIN for span in history.spans if span.key == key
+        after - before >= _SEEN_WITHIN
+        for span in history.spans
+        if span.key == key
+        for before, after in _answered(history, max(span.begun, begun), min(span.ended, ended))
     )
 
 
+def _answered(history: History, begun: float, ended: float) -> Iterator[tuple[float, float]]:
+    """Split the time between two moments where AWS was silent: who looks then sees nothing."""
+    for silent, spoke in sorted(_silences(history)):
+        if silent < ended and spoke > begun:
+            yield begun, silent
+            begun = max(begun, spoke)
+    yield begun, ended
+
+
 def _was_silent(history: History, begun: float, ended: float) -> bool:
-    return any(b < ended and e > begun and e - b >= _SILENCE for b, e in history.silences)
+    return any(b < ended and e > begun for b, e in _silences(history))
+
+
+def _silences(history: History) -> list[tuple[float, float]]:
+    return [(begun, ended) for begun, ended in history.silences if ended - begun >= _SILENCE]
 
 
 def _unaccounted(history: History, key: str, result: JobResult) -> Iterator[str]:

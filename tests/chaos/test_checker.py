@@ -145,6 +145,19 @@ DOCTORED: dict[str, tuple[int, History]] = {
     "no exit code is called a success": (4, history(tasks=[task(1, 0, 3), task(2, 50, None)])),
     "an exit code is another": (4, history(attempt(1, Kind.FAILED, 4), GOOD[1])),
     "an end that was seen is called unknown": (4, history(GOOD[0], attempt(2, Kind.UNKNOWN, None), spans=WATCHED)),
+    "an end that was seen before a silence of AWS is called unknown": (
+        4,
+        history(GOOD[0], attempt(2, Kind.UNKNOWN, None), spans=WATCHED, silences=[(215.0, 300.0)]),
+    ),
+    "an end that was seen after a silence of AWS is called unknown": (
+        4,
+        history(
+            GOOD[0],
+            attempt(2, Kind.UNKNOWN, None),
+            spans=[attrs.evolve(WATCHED[0], begun=250, ended=500)],
+            silences=[(250.0, 330.0)],
+        ),
+    ),
     "a launch that was answered is called unknown": (4, history(GOOD[0], attempt(2, Kind.UNKNOWN, None, address=None))),
     "a task that ECS knew is called lost": (4, history(GOOD[0], attempt(2, Kind.LOST, None))),
     "a task that ran is called never started": (4, history(GOOD[0], attempt(2, Kind.NEVER_STARTED, None))),
@@ -224,6 +237,12 @@ STOPPED_BY_US = [task(1, 0, 3), stopped(2, 50, "UserInitiated", 143)]
 EXCUSED: dict[str, History] = {
     "an end that nobody watched is unknown": history(GOOD[0], attempt(2, Kind.UNKNOWN, None), spans=UNWATCHED),
     "an end in a silence of AWS is unknown": history(GOOD[0], attempt(2, Kind.UNKNOWN, None), silences=[(40.0, 400.0)]),
+    "an end is unknown if who looked for it had no answers": history(
+        GOOD[0],
+        attempt(2, Kind.UNKNOWN, None),
+        spans=[*UNWATCHED, Span(life="1", key="k", begun=400.0, ended=900.0, owned=True)],
+        silences=[(410.0, 950.0)],
+    ),
     "an end without an exit code is unknown": history(
         GOOD[0], attempt(2, Kind.UNKNOWN, None), tasks=[task(1, 0, 3), task(2, 50, None)]
     ),

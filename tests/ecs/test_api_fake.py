@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import anyio
@@ -14,6 +15,7 @@ import pytest
 from fargate_runner.backends.ecs._api import Api, ApiError, Trouble, _Clock
 from fargate_runner.testing.aws import ContainerScript, FakeAws, Fault, Quotas, denied, ec2_throttled, throttled
 from fargate_runner.testing.clock import VirtualClock
+from tests.ecs.doors import Session
 
 RUN_TASK: dict[str, Any] = {
     "cluster": "jobs",
@@ -216,6 +218,26 @@ class TestTimeOfAws:
 
             assert before == clock.utcnow() - timedelta(seconds=1)
             assert api.now() == clock.utcnow() + timedelta(hours=24)
+
+    async def test_a_reply_that_lay_about_tells_no_time(self, clock: VirtualClock) -> None:
+        """We stood still over it: by its time, a launch of long ago would be young enough to be sent again."""
+
+        def at_once(**_: object) -> dict[str, Any]:
+            return headed(format_datetime(clock.utcnow(), usegmt=True))
+
+        def lies_about(**_: object) -> dict[str, Any]:
+            reply = at_once()
+            clock.advance(3 * 3600)
+            return reply
+
+        api = Api(session=Session(at_once, lies_about))
+
+        async with api.running():
+            await api.call("ecs.ListClusters")
+            await anyio.sleep(60)
+            await api.call("ecs.ListClusters")
+
+            assert api.now() == clock.utcnow()
 
     async def test_an_error_of_a_header_leaves_what_is_known(self, aws: FakeAws, clock: VirtualClock) -> None:
         ours = _Clock()

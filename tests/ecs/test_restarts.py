@@ -9,10 +9,11 @@ from datetime import timedelta
 import anyio
 import pytest
 
-from fargate_runner import Cause, EcsBackend, Job, Kind, MemoryJournal, Phase, Runner
+from fargate_runner import Cause, EcsBackend, Job, JobHandle, Kind, MemoryJournal, Phase, Retry, Runner
+from fargate_runner.telemetry import Event, PlatformUnanswered
 from fargate_runner.testing.aws import ContainerScript, FakeAws, Fault, Pace
 from fargate_runner.testing.clock import VirtualClock
-from tests.contract.ecs_words import Words
+from tests.contract.ecs_words import IMAGE, Words
 from tests.ecs.test_backend import launched
 
 Make = Callable[..., EcsBackend]
@@ -81,6 +82,32 @@ class TestATaskThatIsTakenOver:
 
         assert seen.cause is Cause.STOPPED_ON_REQUEST
 
+    async def test_is_read_from_its_first_attempt_on_although_ecs_has_forgotten_that_one(
+        self, make_backend: Make, aws: FakeAws, clock: VirtualClock
+    ) -> None:
+        """Chaos, seed 1166: it was written down after the journal had been asked; the second one's lines came first."""
+        journal, job = MemoryJournal(), Job(image=IMAGE, key="k", retry=Retry(failures=1))
+        aws.world.script = lambda run: ContainerScript(lines=("said",), run_for=5, exit_code=3)
+        aws.faults.add(Fault(match="ecs.ListTasks", delay=25))
+        aws.world.pace = Pace.instant()
+        late, first = (Runner(make_backend(), journal=journal, utcnow=clock.utcnow) for _ in range(2))
+        handles: list[JobHandle] = []
+
+        async def submit() -> None:
+            handles.append(await late.submit(job))
+
+        async with late, first, anyio.create_task_group() as tasks:
+            tasks.start_soon(submit)
+            await anyio.sleep(1)
+            handle = await first.submit(job)
+            while len(aws.world.tasks) < 2:
+                await anyio.sleep(0.1)
+            aws.world.hide(next(iter(aws.world.tasks)), math.inf)
+            await handle.wait()
+            attempts = [line.attempt async for line in handles[0].logs()]
+
+        assert attempts == [1, 2]
+
 
 class TestATaskThatIsNew:
     async def test_is_not_stopped_for_its_start_while_nobody_tells_whether_it_has_started(
@@ -145,6 +172,25 @@ class TestAProcessThatStoodStill:
 
         assert [attempt.outcome.kind for attempt in result.attempts] == [Kind.CANCELLED]
 
+    async def test_does_not_take_its_own_silence_for_the_platforms(
+        self, make_backend: Make, aws: FakeAws, clock: VirtualClock
+    ) -> None:
+        """AWS had not answered once, and nobody had asked again for as long as it may be silent."""
+        told: list[Event] = []
+        async with Runner(make_backend(), utcnow=clock.utcnow, observers=[told.append]) as runner:
+            handle = await runner.submit(waits())
+            while handle.snapshot is None or handle.snapshot.phase < Phase.RUNNING:
+                await anyio.sleep(1)
+            aws.faults.add(Fault(match="ecs.DescribeTasks", times=math.inf, cut=True))
+            while not any(isinstance(event, PlatformUnanswered) for event in told):
+                await anyio.sleep(0.1)
+            aws.faults.clear()
+            clock.advance(1800)
+            await anyio.sleep(60)
+            result = await handle.stop()
+
+        assert [attempt.outcome.kind for attempt in result.attempts] == [Kind.CANCELLED]
+
     async def test_does_not_take_an_answer_that_lay_about_for_news(
         self, make_backend: Make, aws: FakeAws, clock: VirtualClock
     ) -> None:
@@ -174,6 +220,61 @@ class TestAProcessThatStoodStill:
             result = await (await runner.submit(Words().exits().with_(key="k"))).wait()
 
         assert result.outcome.kind is Kind.UNKNOWN
+        assert len(aws.world.truth()) == 1
+
+    @pytest.mark.parametrize("still", [100.0, 400.0])
+    async def test_times_out_when_it_is_due_although_it_was_launched_before(
+        self, make_backend: Make, aws: FakeAws, clock: VirtualClock, still: float
+    ) -> None:
+        """Chaos, seed 1508: the answer to the launch lay about, and the timeout began when it was read."""
+        aws.faults.add(Fault(match="ecs.RunTask", delay=10, when="after"))
+
+        async with Runner(make_backend(), utcnow=clock.utcnow) as runner, anyio.create_task_group() as tasks:
+            tasks.start_soon(runner.submit, waits(timeout=timedelta(seconds=600)))
+            await anyio.sleep(5)
+            clock.advance(still)
+            result = await (await runner.submit(waits(timeout=timedelta(seconds=600)))).wait()
+
+        (truth,) = aws.world.truth()
+        assert result.outcome.kind is Kind.TIMED_OUT
+        assert truth.ended_at is not None
+        assert truth.started_at is not None
+        assert truth.ended_at - truth.started_at == pytest.approx(600, abs=2)
+
+    async def test_does_not_start_in_time_although_it_was_launched_before(
+        self, make_backend: Make, aws: FakeAws, clock: VirtualClock
+    ) -> None:
+        job = waits(start_timeout=timedelta(seconds=600), retry=Retry(never_started=0))
+        aws.world.pace = aws.world.pace.scaled(1000)
+        aws.faults.add(Fault(match="ecs.RunTask", delay=10, when="after"))
+
+        async with Runner(make_backend(), utcnow=clock.utcnow) as runner, anyio.create_task_group() as tasks:
+            tasks.start_soon(runner.submit, job)
+            await anyio.sleep(5)
+            clock.advance(400)
+            handle = await runner.submit(job)
+            (task,) = aws.world.tasks.values()
+            while task.desired_status == "RUNNING":
+                await anyio.sleep(1)
+            asked_at = clock.time()
+            await handle.stop()
+
+        assert asked_at == pytest.approx(600, abs=10)
+
+    @pytest.mark.parametrize("answered", [True, False])
+    async def test_does_not_call_lost_what_it_has_never_seen(
+        self, make_backend: Make, aws: FakeAws, clock: VirtualClock, answered: bool
+    ) -> None:
+        """It launched it, and stood still until ECS had forgotten how it ended."""
+        aws.faults.add(Fault(match="ecs.RunTask", delay=10, when="after"))
+
+        async with Runner(make_backend(), utcnow=clock.utcnow) as runner, anyio.create_task_group() as tasks:
+            tasks.start_soon(runner.submit, Words().exits().with_(key="k"))
+            await anyio.sleep(11 if answered else 5)
+            clock.advance(3 * 3600)
+            result = await (await runner.submit(Words().exits().with_(key="k"))).wait()
+
+        assert [attempt.outcome.kind for attempt in result.attempts] == [Kind.UNKNOWN]
         assert len(aws.world.truth()) == 1
 
 

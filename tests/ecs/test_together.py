@@ -263,6 +263,49 @@ def test_whichever_write_seems_to_fail_none_is_launched_twice(at: int, retryable
     assert len(account.aws.world.tasks) <= 6
 
 
+class HeldJournal(MemoryJournal):
+    """The first launch that is to be written on the first one's page is held up until somebody lets it go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_held, self.goes_on = anyio.Event(), anyio.Event()
+
+    async def write(self, page: Page) -> Page:
+        if page.launch is not None and ".0of" in page.key and not self.is_held.is_set():
+            self.is_held.set()
+            await self.goes_on.wait()
+        return await super().write(page)
+
+
+@pytest.mark.parametrize("recovered", ["all", "one"])
+def test_who_stood_still_before_the_call_does_not_make_it_any_more(recovered: str) -> None:
+    """Chaos, seed 2159: the others had been launched each by itself, and then all of them by one call."""
+    account, journal = Account(), HeldJournal()
+    results: list[JobResult] = []
+
+    async def stands_still() -> None:
+        async with account.runner(journal=journal) as runner:
+            results.extend([result async for result in runner.map([job() for _ in range(6)], on_error="collect")])
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stands_still)
+            await journal.is_held.wait()
+            async with account.runner(journal=journal) as runner:
+                key = next(key for key in journal._pages if ".3of" in key)
+                handles = await runner.recover() if recovered == "all" else [await runner.attach(key)]
+                for handle in handles:
+                    await handle.wait()
+            journal.goes_on.set()
+
+    account.run(main)
+
+    assert {result.outcome.kind for result in results} == {Kind.SUCCEEDED}
+    assert len(results) == 6
+    addresses = [attempt.address for result in results for attempt in result.attempts]
+    assert sorted(addresses) == sorted(account.aws.world.tasks)  # type: ignore[type-var]
+
+
 def test_found_again_each_is_the_one_it_was() -> None:
     account = Account()
 

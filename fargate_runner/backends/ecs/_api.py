@@ -458,6 +458,8 @@ class Stats:
 
 _CLOCK_READ_EVERY: Final = 60.0
 """Seconds: two clocks do not drift apart much faster than a header tells, which is whole seconds."""
+_CLOCK_LATE: Final = 30.0
+"""Seconds: a reply that took longer may have lain about while this process stood still, and tells what time it was."""
 
 
 class _Clock:
@@ -1121,7 +1123,7 @@ class _Call:
             raise error from exc
         api._worked = api._reached = True
         now = anyio.current_time()
-        if now >= api._clock.due:
+        if now >= api._clock.due and now - self._began <= _CLOCK_LATE:
             api._clock.learn(reply, now)
         return reply
 
