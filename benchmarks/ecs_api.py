@@ -262,7 +262,7 @@ async def _our_reader(url: str) -> AsyncGenerator[Read]:
     async def read(pages: int) -> int:
         count = 0
         streams = {f"fr/pages/{pages}": "main"}
-        async for lines in reader.read("/fr", streams, tail=None, attempt=1, over_at=None):
+        async for lines in reader.read("/fr", streams, tail=None, attempt=1):
             for line in lines:
                 count += line.text != ""
         return count

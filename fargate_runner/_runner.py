@@ -1752,6 +1752,7 @@ class _Watch:
             # We may have stood still over the answer. However wrong the place's time is, it began after it was sent.
             age = (runner.backend.now() - ref.created_at).total_seconds()
             self.launched -= min(max(0.0, age), max(0.0, self.launched - live.sent_at))
+        live.sent_at = _NEVER
         if job is not None and not resumed:
             self.deadline_of_phase = self.launched + job.start_timeout.total_seconds()
         self.asked: StopAsked | None = None

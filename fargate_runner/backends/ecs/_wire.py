@@ -1151,13 +1151,19 @@ def _named_container(definition: Json | None, name: str) -> Json | None:
 # ---- reading what AWS says -----------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=256)
+def _from_epoch(seconds: float) -> datetime:
+    # What a reply tells is taken in by several, who keep it: one object for all of them.
+    return datetime.fromtimestamp(seconds, UTC)
+
+
 def moment(value: object) -> datetime | None:
     """Return the moment that a reply (datetime, or seconds) or an event (ISO text) tells; None if it tells none."""
     try:
         if isinstance(value, str):
             value = datetime.fromisoformat(value)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            value = datetime.fromtimestamp(value, UTC)
+            return _from_epoch(value)
         if isinstance(value, datetime):
             return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
     except (ValueError, OverflowError, OSError):
