@@ -26,8 +26,8 @@ __all__ = ["Batch", "Launching", "Pump", "Room"]
 _PROBE_EVERY: Final = 30.0
 """Seconds after which somebody looks whether others have left room, although none of our own jobs has ended."""
 
-_LAUNCHING: Final = 200
-"""Jobs of a batch that are begun and not launched yet. More would wait for AWS's launch rate in memory, and no faster."""
+_LAUNCHING: Final = 100
+"""Jobs of a batch that are begun and not launched yet. More would only wait in memory for AWS's launch rate."""
 
 _PATIENCE_WITH_EACH_OTHER: Final = 60.0
 """Seconds that jobs which could be launched by one call wait for each other to be ready."""
@@ -228,7 +228,7 @@ class Pump:
         if live.finished:
             self.ended(index, live)
             return
-        live.on_end.append((self, index))
+        live.on_end += ((self, index),)
         if not live.accepted:
             self._launching.add(index)
 

@@ -159,7 +159,7 @@ class _Live:
         self.accepted_at = accepted_at
         self.accepted = False
         self.claims = 0
-        self.attempts: list[Attempt] = []
+        self.attempts: tuple[Attempt, ...] = ()
         self.page: Page | None = None
         self.lacks_secrets = False
         self.told = 0
@@ -177,7 +177,7 @@ class _Live:
         self.placement = 1
         self.sent_at = _NEVER
         """When its last launch was handed to the backend, in our time."""
-        self.refs: list[TaskRef] = []
+        self.refs: tuple[TaskRef, ...] = ()
         self.snapshot: Snapshot | None = None
         self.stop: StopAsked | None = None
         self.letting_go = False
@@ -187,7 +187,7 @@ class _Live:
         self.error: Exception | None = None
         self.scope: CancelScope | None = None
         self.changed: Event | None = None
-        self.on_end: list[tuple[Pump, int]] = []
+        self.on_end: tuple[tuple[Pump, int], ...] = ()
         """The batches that wait for it, and which of their jobs it is."""
         self.readers = 0
         self.retired = False
@@ -862,7 +862,7 @@ class Runner(AsyncContextManagerMixin):
             if attempt is None:
                 self._detached(live)
                 return
-            live.attempts.append(attempt)
+            live.attempts += (attempt,)
             self._tell_end(live, attempt)
         if live.letting_go and self.journal is not None and self._decide(live, job or live.job).again:
             self._detached(live)
@@ -870,7 +870,7 @@ class Runner(AsyncContextManagerMixin):
         result = JobResult(
             key=live.key,
             name=live.name,
-            attempts=tuple(live.attempts),
+            attempts=live.attempts,
             accepted_at=live.accepted_at,
             ended_at=self._utcnow(),
         )
@@ -896,7 +896,7 @@ class Runner(AsyncContextManagerMixin):
         return job, there
 
     def _end_as(self, live: _Live, result: JobResult) -> None:
-        live.attempts, live.result = list(result.attempts), result
+        live.attempts, live.result = result.attempts, result
         if self._tell:
             told = JobEnded if live.accepted else JobRemembered
             self._tell(told(key=live.key, job=live.name, result=result))
@@ -929,7 +929,7 @@ class Runner(AsyncContextManagerMixin):
         decision = self._decide(live, job)
         if not decision.again:
             return None
-        await self._note(live, attempts=tuple(live.attempts), **_NOTHING_UNDER_WAY)
+        await self._note(live, attempts=live.attempts, **_NOTHING_UNDER_WAY)
         if self._tell:
             pause, why, number = decision.wait, decision.why, _next_number(live)
             self._tell(RetryScheduled(key=live.key, job=live.name, attempt=number, wait=pause, why=why))
@@ -983,7 +983,7 @@ class Runner(AsyncContextManagerMixin):
         elif different := _differences(page.description, live.job.describe()):
             raise KeyConflict(live.key, different)
         live.page, live.name, live.accepted_at = page, page.name, page.accepted_at
-        live.attempts = list(page.attempts)
+        live.attempts = page.attempts
         live.told = max([live.told, *(attempt.number for attempt in page.attempts)])
         return page
 
@@ -1007,7 +1007,7 @@ class Runner(AsyncContextManagerMixin):
         seen = {ref.token for ref in live.refs}
         for attempt in page.attempts:
             if attempt.address and attempt.token not in seen:
-                live.refs.append(_ref_of(attempt, page.key, self.backend.name))
+                live.refs += (_ref_of(attempt, page.key, self.backend.name),)
 
     async def _sent_again(self, live: _Live, job: Job | None, page: Page, launch: Launch) -> TaskRef | Attempt | None:
         """Clear up a launch that was written down, and of which nobody wrote what came of it."""
@@ -1084,7 +1084,7 @@ class Runner(AsyncContextManagerMixin):
         at = self.backend.now()
         if self.journal is not None:
             launch = Launch.from_json(launch.to_json(), secrets=launch.secrets)
-            await self._note(live, attempts=tuple(live.attempts), launch=launch, launched_at=at, ref=None, stop=None)
+            await self._note(live, attempts=live.attempts, launch=launch, launched_at=at, ref=None, stop=None)
         return attrs.evolve(launch, send_until=at + _REPLAY_WITHIN)
 
     async def _note(self, live: _Live, *, must: bool = True, **changes: Any) -> None:
@@ -1290,6 +1290,7 @@ class Runner(AsyncContextManagerMixin):
         return await together.ready(index, partial(self._note, live), write, was_written)
 
     async def _launched(self, live: _Live, ref: TaskRef) -> None:
+        live.token = ref.token
         if not self.backend.starts_later:
             await self._note_ref(live, ref)
         self._accept(live)
@@ -1399,9 +1400,9 @@ class Runner(AsyncContextManagerMixin):
         self._room.taken(live)
         live.snapshot = None
         if all(known.token != ref.token for known in live.refs):
-            live.refs.append(ref)
+            live.refs += (ref,)
         live.touch()
-        watch = _Watch(self, live, job, ref, coming, begun=self._utcnow(), resumed=resumed)
+        watch = _Watch(self, live, job, ref, coming, resumed=resumed)
         if resumed and live.page is not None:
             watch.asked = live.page.stop
         return watch
@@ -1410,7 +1411,8 @@ class Runner(AsyncContextManagerMixin):
         """
         Observe an attempt until it is over, stopping it when that is asked or due. None: it was let go, or is parked.
         """
-        job, ref, begun = watch.job, watch.ref, watch.begun
+        job, ref = watch.job, watch.ref
+        begun = ref.created_at or live.accepted_at
         while True:
             now = anyio.current_time()
             if live.letting_go:
@@ -1705,7 +1707,6 @@ class _Watch:
         "ask_again_at",
         "asked",
         "asks",
-        "begun",
         "coming",
         "deadline_of_phase",
         "due_at",
@@ -1734,7 +1735,6 @@ class _Watch:
         ref: TaskRef,
         coming: tuple[TaskRef | Attempt, ...],
         *,
-        begun: datetime,
         resumed: bool,
     ) -> None:
         self.runner = runner
@@ -1743,7 +1743,6 @@ class _Watch:
         self.ref = ref
         self.coming = coming
         """What is to be attended next."""
-        self.begun = begun
         self.launched = anyio.current_time()
         """In our time; of one that is *resumed*, when it was met."""
         self.resumed = resumed
@@ -1792,6 +1791,9 @@ class _Watch:
         """When observing must be interrupted, whatever the platform does."""
         due = self.ask_again_at if self.asked is not None else _NEVER if self.looks_first else self.deadline_of_phase
         return min(due, self.silent_until)
+
+    def __lt__(self, other: _Watch) -> bool:
+        return self.alarm_at < other.alarm_at  # of those whose alarms are set to the same moment, any may be first
 
     def awake(self, now: float) -> None:
         """Notice if we stood still for a while. What is due is due by what is so now, not by what we knew before."""
@@ -1857,8 +1859,7 @@ class _Alarms:
     """Wakes those that wait without a task when their time has come: one timer for all of them."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, _Watch]] = []
-        self._number = 0
+        self._heap: list[tuple[float, _Watch]] = []
         self._asleep_until = _NEVER
         self._changed: Event | None = None
         self._scope = CancelScope(shield=True)
@@ -1871,8 +1872,7 @@ class _Alarms:
 
     def _push(self, watch: _Watch, moment: float) -> None:
         watch.alarm_at = moment
-        self._number += 1
-        heapq.heappush(self._heap, (moment, self._number, watch))
+        heapq.heappush(self._heap, (moment, watch))
         if moment < self._asleep_until and self._changed is not None:
             self._changed.set()
 
@@ -1882,7 +1882,7 @@ class _Alarms:
             while True:
                 now = anyio.current_time()
                 while self._heap and self._heap[0][0] <= now:
-                    moment, _, watch = heapq.heappop(self._heap)
+                    moment, watch = heapq.heappop(self._heap)
                     if watch.alarm_at == moment:
                         watch.alarm_at = _NEVER
                     if not watch.live.parked or watch.live.watch is not watch:

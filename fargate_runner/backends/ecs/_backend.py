@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -603,14 +604,14 @@ class EcsBackend(Backend):
             address=arn,
             key=launch.identity.key,
             attempt=launch.identity.attempt,
-            token=launch.token,
+            token=sys.intern(launch.token),  # one for all that it has launched
             description=launch.description,
             created_at=_wire.created_at(task) or self._utcnow(),
         )
         self._forgotten.pop(arn, None)
         self._placed[arn] = _Placed(
-            definition=launch.request["run_task"]["taskDefinition"],
-            container=launch.request["container"],
+            definition=sys.intern(launch.request["run_task"]["taskDefinition"]),
+            container=sys.intern(launch.request["container"]),
             owner=owner,
             ref=ref,
             submitted_at=begun,
@@ -996,7 +997,9 @@ class EcsBackend(Backend):
         arn = _wire.task_arn(task)
         if arn not in self._placed:
             self._placed[arn] = _Placed(
-                definition=_wire.definition_arn(task), container=_wire.own_container(task), owner=_wire.owner(task)
+                definition=sys.intern(_wire.definition_arn(task)),
+                container=sys.intern(_wire.own_container(task)),
+                owner=_wire.owner(task),
             )
         return self._placed[arn]
 

@@ -48,7 +48,7 @@ _LAST_ALONE: Final = 2
 """Streams whose last lines are rather read one by one."""
 _SHORTEST_WINDOW: Final = 15.0
 _LONGEST_WINDOW: Final = 900.0
-"""How far back such a look goes, in seconds: half as far after one that saw too many events, a little farther after few."""
+"""How far back such a look goes, in seconds: half as far after one that saw too much, a little farther after others."""
 _SKEW: Final = 60_000
 """By how many milliseconds a line may seem to be older than its task: a host has a clock of its own."""
 _BATCH: Final = 200

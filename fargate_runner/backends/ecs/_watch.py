@@ -106,10 +106,13 @@ class _Entry:
         "older",
         "older_since",
         "over_since",
+        "queued",
         "snapshot",
         "statuses",
         "version",
         "waiting",
+        "watched_after",
+        "watched_errors",
         "watcher",
     )
 
@@ -121,6 +124,8 @@ class _Entry:
         self.known_from = known_from
         """When it was launched, in the loop's seconds; it may be missing for a while from then on."""
         self.due = due
+        self.queued: float | None = None
+        """For when it is queued to be looked at."""
         self.snapshot: Snapshot | None = None
         self.version = 0
         self.statuses = ""
@@ -148,8 +153,13 @@ class _Entry:
         self.errors = 0
         self.hint: _Hint | None = None
         self.changed: anyio.Event | None = None
-        self.watcher: tuple[Snapshot, int, Callable[[], None]] | None = None
-        """Who is called when more is known than a snapshot, or when there are more errors than so many."""
+        self.watcher: Callable[[], None] | None = None
+        """Who is called once more is known than `watched_after`, or there are more errors than `watched_errors`."""
+        self.watched_after: Snapshot | None = None
+        self.watched_errors = 0
+
+    def __lt__(self, other: _Entry) -> bool:
+        return self.arn < other.arn  # of those that are due at the same moment, any may be first
 
     @property
     def is_open(self) -> bool:
@@ -159,13 +169,12 @@ class _Entry:
         if self.changed is not None:
             self.changed.set()
             self.changed = None
-        if self.watcher is not None and self.has_news(*self.watcher[:2]):
-            _, _, call = self.watcher
-            self.watcher = None
+        if self.watcher is not None and self.has_news(self.watched_after, self.watched_errors):
+            call, self.watcher, self.watched_after = self.watcher, None, None
             self.waiting -= 1
             call()
 
-    def has_news(self, after: Snapshot, errors: int) -> bool:
+    def has_news(self, after: Snapshot | None, errors: int) -> bool:
         """Whether more is known than *after*, or something went wrong since."""
         known = self.snapshot
         if known is None:
@@ -197,6 +206,10 @@ class Watch:
         self._cadence = cadence
         self._met = met
         self._entries: dict[str, _Entry] = {}
+        self._queue: list[tuple[float, _Entry]] = []
+        """Whom to look at, by when that is due: a heap. Who is put off, or not awaited any more, stays until then."""
+        self._asking = 0
+        """How many are being looked at."""
         self._wake = anyio.Event()
         self._asleep_until = self._looked_at = self._stood_still_at = float("-inf")
         self._offset = utcnow().timestamp() - anyio.current_time()
@@ -262,7 +275,7 @@ class Watch:
             entry.snapshot = after  # known from elsewhere, and it does not go back
         if entry.has_news(after, entry.errors):
             return False
-        entry.watcher = after, entry.errors, tell
+        entry.watcher, entry.watched_after, entry.watched_errors = tell, after, entry.errors
         entry.waiting += 1
         self._rouse(entry)
         return True
@@ -270,8 +283,8 @@ class Watch:
     def unwatch(self, arn: str, tell: Callable[[], None]) -> None:
         """Call off `watch`."""
         entry = self._entries.get(arn)
-        if entry is not None and entry.watcher is not None and entry.watcher[2] is tell:
-            entry.watcher = None
+        if entry is not None and entry.watcher is tell:
+            entry.watcher = entry.watched_after = None
             entry.waiting -= 1
 
     def saw(self, task: Mapping[str, Any], source: str, *, asked_at: float | None = None) -> None:
@@ -325,10 +338,10 @@ class Watch:
         self.relies_on_events = False
         self._in_time_wanted = min(2 * self._in_time_wanted, _IN_TIME_AT_MOST)
         now, awaited = anyio.current_time(), [entry for entry in self._entries.values() if entry.is_open]
-        pause = self._period(len(awaited)) / max(1, len(awaited))
+        pause = self._period() / max(1, len(awaited))
         for number, entry in enumerate(entry for entry in awaited if not entry.alone):
             entry.due = min(entry.due, now + number * pause)  # one after another, not all at once
-        self._wake.set()
+            self._rouse(entry)
 
     def knows(self, arn: str) -> bool:
         """Whether somebody here launched, found or awaited the task."""
@@ -398,8 +411,39 @@ class Watch:
         return entry.snapshot.ended or anyio.current_time() - entry.looked_at <= self._cadence.period
 
     def _rouse(self, entry: _Entry) -> None:
-        if entry.is_open and entry.due < self._asleep_until:
+        """Have it looked at when it is due. Called whenever that has changed, or somebody begins to wait for it."""
+        if not entry.is_open:
+            return
+        if entry.queued != entry.due:
+            entry.queued = entry.due
+            heapq.heappush(self._queue, (entry.due, entry))
+        if entry.due < self._asleep_until:
             self._wake.set()
+
+    def _first(self) -> _Entry | None:
+        """Return who is due first."""
+        while self._queue:
+            due, entry = self._queue[0]
+            if entry.queued == due == entry.due and entry.is_open:
+                return entry
+            self._pop()
+        return None
+
+    def _pop(self) -> None:
+        due, entry = heapq.heappop(self._queue)
+        if entry.queued == due:
+            entry.queued = None
+
+    def _due_until(self, moment: float) -> list[_Entry]:
+        """Take those of the queue that one call looks at."""
+        batch: list[_Entry] = []
+        apart: list[_Entry] = []
+        while len(batch) < _BATCH and (entry := self._first()) is not None and entry.due <= moment:
+            self._pop()
+            (apart if entry.alone else batch).append(entry)
+        for entry in apart:
+            self._rouse(entry)
+        return batch
 
     # ---- the poller ------------------------------------------------------------------------------------------------
 
@@ -414,25 +458,30 @@ class Watch:
                     self._untold.clear()
                     self.events_fail()
                     continue
-                awaited = [entry for entry in self._entries.values() if entry.is_open]
-                first = min(awaited, key=_due, default=None)
+                first = self._first()
                 if first is None or first.due > now:
                     await self._until(min(untold, first.due if first is not None else float("inf")))
                     continue
-                period = self._period(len(awaited))
-                # A call that is made anyway takes along what is due soon.
-                soon = [entry for entry in awaited if entry.due <= now + period / 2 and not entry.alone]
-                if not first.alone and (pause := self._others_are_coming(soon, first, now)):
-                    await anyio.sleep(pause)
-                    continue
-                batch = [first] if first.alone else heapq.nsmallest(_BATCH, soon, key=_due)
+                period = self._period()
+                if first.alone:
+                    self._pop()
+                    batch = [first]
+                else:
+                    # A call that is made anyway takes along what is due soon.
+                    batch = self._due_until(now + period / 2)
+                    if pause := self._others_are_coming(batch, now):
+                        for entry in batch:
+                            self._rouse(entry)
+                        await anyio.sleep(pause)
+                        continue
                 for entry in batch:
                     entry.asking = True
                 self._looked_at = now
+                self._asking += len(batch)
                 looks.start_soon(self._look_at, batch, now + period)
                 await anyio.lowlevel.checkpoint()
 
-    def _others_are_coming(self, soon: Sequence[_Entry], first: _Entry, now: float) -> float:
+    def _others_are_coming(self, soon: Sequence[_Entry], now: float) -> float:
         """
         Return for how long a call that is not full should wait for more: tasks are being met, one after another.
 
@@ -441,11 +490,11 @@ class Watch:
         if len(soon) >= _BATCH:
             return 0.0
         met = [entry.due for entry in soon if entry.looked_at == float("-inf") and entry.met]
-        until = min(max(met, default=now), first.due + 9 * self._cadence.gather)
+        until = min(max(met, default=now), soon[0].due + 9 * self._cadence.gather)
         return max(0.0, until - now)
 
-    def _period(self, awaited: int) -> float:
-        calls = -(-awaited // _BATCH)
+    def _period(self) -> float:
+        calls = -(-(len(self._queue) + self._asking) // _BATCH)
         often = self._cadence.reconcile if self.relies_on_events else self._cadence.period
         return max(often, calls / self._cadence.reads_per_second)
 
@@ -464,9 +513,11 @@ class Watch:
             await self._look(batch)
         finally:
             now = anyio.current_time()
+            self._asking -= len(batch)
             for entry in batch:
                 entry.asking = False
                 entry.due = max(entry.due, now)
+                self._rouse(entry)
             self._wake.set()
 
     async def _look(self, batch: Sequence[_Entry]) -> None:
@@ -645,10 +696,6 @@ def _faults(reply: Mapping[str, Any]) -> dict[str, str]:
     """Return why tasks were not described, by ARN, where it is not that they are missing; "" stands for all others."""
     told = {failure.get("arn") or "": failure.get("reason") or "" for failure in reply.get("failures") or ()}
     return {arn: reason for arn, reason in told.items() if reason and reason.upper() != "MISSING"}
-
-
-def _due(entry: _Entry) -> float:
-    return entry.due
 
 
 def _ended(entry: _Entry) -> bool:

@@ -1381,6 +1381,8 @@ def snapshot(task: Json, container: str, *, source: str, seen_at: datetime, befo
     if phase is Phase.STOPPING and verdict is None and before is not None and before.cause is not None:
         verdict = _Verdict(before.cause, before.transient, before.advice)
     created, begun, over = seen.times()
+    if before is not None and before.created_at == created:
+        created = before.created_at  # one object for both: there may be ten thousand
     if verdict is not None and verdict.cause is Cause.COULD_NOT_START:
         begun = None
     reason = seen.reason(verdict)
