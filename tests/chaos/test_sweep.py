@@ -111,6 +111,40 @@ def test_frozen_at_any_step_it_ends_once(story: str, step: int, lasts: float) ->
     check(history, story, *([Kind.UNKNOWN] if lasts > 3000 else []))
 
 
+def lived_together(first: Lifetime) -> History:
+    """Let one life launch three identical jobs by one call, and another one see to whatever is written down."""
+    plan = Plan(
+        seed=0,
+        jobs=(job("succeeds"),),
+        crowd=job("succeeds", key=None, name="crowd"),
+        lives=(attrs.evolve(first, crowd=3), attrs.evolve(SEES_IT_THROUGH, how="recover and submit")),
+        chaos=Chaos(seed=0),
+        cadence=Cadence(period=20.0),
+        log_cadence=LogCadence(period=20.0),
+        calm_after=1e9,
+    )
+    return Years(plan).run()
+
+
+STEPS_TOGETHER = range(1, lived_together(attrs.evolve(SEES_IT_THROUGH, leaves="killed at any step", at=math.inf)).steps)
+
+
+@pytest.mark.parametrize("step", STEPS_TOGETHER)
+def test_killed_at_any_step_several_of_one_call_end_once(step: int) -> None:
+    history = lived_together(Lifetime(how="submit", leaves="killed at any step", at=step, gap=2 * 3600.0))
+
+    assert violations(history) == []
+
+
+@pytest.mark.parametrize("lasts", [1.0, 3 * 3600.0])
+@pytest.mark.parametrize("step", STEPS_TOGETHER)
+def test_frozen_at_any_step_several_of_one_call_end_once(step: int, lasts: float) -> None:
+    freezes = Freeze(after=3600.0, step=step, lasts=lasts)
+    history = lived_together(Lifetime(how="submit", leaves="killed at any step", at=math.inf, freezes=freezes))
+
+    assert violations(history) == []
+
+
 @pytest.mark.parametrize(("story", "called", "number", "how"), list(calls()))
 def test_killed_right_after_any_fault_at_any_call_it_ends_once(story: str, called: str, number: int, how: str) -> None:
     fault = KINDS[how](match=called, skip=number - 1)

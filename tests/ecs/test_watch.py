@@ -457,6 +457,20 @@ class TestEvents:
         assert (seen.exit_code, clock.time()) == (3, 202)
         assert judged == [code == 3]
 
+    async def test_one_that_comes_after_newer_ones_changes_nothing(self, aws: FakeAws) -> None:
+        first, *_, last, _ = await _history(aws, 0)
+
+        async with watching(aws, first=1000.0) as watch:
+            watch.saw(first, "run-task")
+            watch.told(last, believed=True, judge=never)
+            before = watch._entries[first["taskArn"]].snapshot
+            watch.told(first, believed=True, judge=never)
+            after = watch._entries[first["taskArn"]].snapshot
+
+        assert before is not None
+        assert before.phase > Phase.PENDING
+        assert after == before
+
     async def test_one_that_is_ahead_of_ecs_is_looked_at_until_ecs_has_caught_up(
         self, aws: FakeAws, clock: VirtualClock
     ) -> None:
