@@ -158,9 +158,6 @@ class _Entry:
         self.watched_after: Snapshot | None = None
         self.watched_errors = 0
 
-    def __lt__(self, other: _Entry) -> bool:
-        return self.arn < other.arn  # of those that are due at the same moment, any may be first
-
     @property
     def is_open(self) -> bool:
         return self.waiting > 0 and not self.asking and (self.snapshot is None or not self.snapshot.ended)
@@ -206,7 +203,7 @@ class Watch:
         self._cadence = cadence
         self._met = met
         self._entries: dict[str, _Entry] = {}
-        self._queue: list[tuple[float, _Entry]] = []
+        self._queue: list[tuple[float, str, _Entry]] = []
         """Whom to look at, by when that is due: a heap. Who is put off, or not awaited any more, stays until then."""
         self._asking = 0
         """How many are being looked at."""
@@ -416,21 +413,21 @@ class Watch:
             return
         if entry.queued != entry.due:
             entry.queued = entry.due
-            heapq.heappush(self._queue, (entry.due, entry))
+            heapq.heappush(self._queue, (entry.due, entry.arn, entry))
         if entry.due < self._asleep_until:
             self._wake.set()
 
     def _first(self) -> _Entry | None:
         """Return who is due first."""
         while self._queue:
-            due, entry = self._queue[0]
+            due, _, entry = self._queue[0]
             if entry.queued == due == entry.due and entry.is_open:
                 return entry
             self._pop()
         return None
 
     def _pop(self) -> None:
-        due, entry = heapq.heappop(self._queue)
+        due, _, entry = heapq.heappop(self._queue)
         if entry.queued == due:
             entry.queued = None
 
@@ -553,11 +550,17 @@ class Watch:
                     said = f"ECS did not describe the task {entry.arn}: {fault}"
                     self._fail([entry], BackendError(said, operation="DescribeTasks", code=fault, retryable=True))
                 continue
-            if entry.arn in self._entries:  # it may have been forgotten meanwhile
-                self._met(task)
             entry.missing = 0
             entry.alone = False
             entry.looked_at = asked_at
+            if entry.hint is None and self._is_the_same(entry, task):
+                entry.older = 0
+                entry.alive_at = asked_at
+                if entry.changed is not None:  # somebody waits for a look, whatever it shows
+                    entry.tell()
+                continue
+            if entry.arn in self._entries:  # it may have been forgotten meanwhile
+                self._met(task)
             told = self._confirm(entry, task) or _ended(entry)
             if self._is_news(entry, _wire.version(task)):
                 self._take(entry, task, "describe", asked_at)
@@ -604,7 +607,7 @@ class Watch:
         seen_at, before = self._utcnow(), entry.snapshot
         if before is not None and before.ended:
             return
-        if before is not None and before.phase < Phase.STOPPING and self._is_the_same(entry, task):
+        if self._is_the_same(entry, task):
             entry.alive_at = entry.looked_at = asked_at
             return
         snapshot = _wire.snapshot(task, entry.container, source=source, seen_at=seen_at, before=before)
@@ -616,7 +619,9 @@ class Watch:
         self._put(entry, self._bounded(entry, snapshot, seen_at), asked_at)
 
     def _is_the_same(self, entry: _Entry, task: Mapping[str, Any]) -> bool:
-        """Whether ECS tells what it told before: each change of a task has a version of its own."""
+        """Whether ECS tells what it told before of a task that runs: each change of it has a version of its own."""
+        if entry.snapshot is None or entry.snapshot.phase >= Phase.STOPPING:
+            return False
         version = _wire.version(task)
         return version > 0 and version == entry.version and _wire.statuses(task) == entry.statuses
 
