@@ -109,9 +109,8 @@ def _run(tree: Path, command: str) -> str:
         return _seen_by_chaos(command, done.stdout, done.stderr)
     if done.returncode != 1:  # no test failed: they could not even be collected
         raise SystemExit(f"{command} broke: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    failed = re.search(r"^FAILED (\S+)", done.stdout, re.MULTILINE) or re.search(
-        r"^ERROR (\S+)", done.stdout, re.MULTILINE
-    )
+    # The name of a case may have spaces in it; what pytest says of the error follows after a dash.
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     return failed[1] if failed else command
 
 
@@ -147,7 +146,8 @@ def _line(verdict: Verdict) -> str:
 
 
 def _row(verdict: Verdict) -> str:
-    return f"| {verdict.mutation.name} | {verdict.mutation.title} | {verdict.killed_by or '**survived**'} |"
+    seen_by = f"`{verdict.killed_by}`" if verdict.killed_by.startswith("tests/") else verdict.killed_by
+    return f"| {verdict.mutation.name} | {verdict.mutation.title} | {seen_by or '**survived**'} |"
 
 
 if __name__ == "__main__":
