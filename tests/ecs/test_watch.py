@@ -268,6 +268,18 @@ class TestWhoWaits:
 
 
 class TestWhatIsMissing:
+    async def test_which_count_from_when_ecs_took_it_in(self, aws: FakeAws, clock: VirtualClock) -> None:
+        asked_at = clock.time()
+        await anyio.sleep(40)  # the request was on its way for so long
+        (task,) = await launch(aws)
+        aws.world.hide(task["taskArn"], 295)
+
+        async with watching(aws) as watch:
+            watch.saw(task, "run-task", asked_at=asked_at)
+            end = await until_end(watch, task["taskArn"])
+
+        assert end.cause is Cause.EXITED
+
     @pytest.mark.parametrize("hidden", [0.5, 5, 59, 250, 299])
     async def test_a_new_task_may_be_missing_for_five_minutes(
         self, aws: FakeAws, clock: VirtualClock, hidden: float

@@ -387,11 +387,15 @@ class Watch:
         entry = self._entries.get(arn)
         if entry is None:
             now = anyio.current_time()
+            age = None
+            if created_at is not None:
+                age = max(0.0, ((self._api.now() or self._utcnow()) - created_at).total_seconds())
             if submitted_at is not None:
                 first = self._cadence.reconcile if self.relies_on_events else self._cadence.first
-                known_from, due = submitted_at, submitted_at + first
-            elif created_at is not None:
-                age = max(0.0, ((self._api.now() or self._utcnow()) - created_at).total_seconds())
+                # It may be missing from when AWS took the launch in, and that may have been on its way for long.
+                taken_in = submitted_at if age is None else now - age
+                known_from, due = max(submitted_at, taken_in), submitted_at + first
+            elif age is not None:
                 known_from, due = now - age, now + self._cadence.gather
             else:
                 known_from, due = now - self._cadence.grace, now + self._cadence.gather
