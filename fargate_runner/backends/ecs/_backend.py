@@ -317,7 +317,6 @@ class EcsBackend(Backend):
     async def _plan_derived(
         self, job: Job, identity: Identity, options: EcsOptions, parameters: Mapping[str, str]
     ) -> tuple[dict[str, Any], Definition]:
-        spill = _wire.Spill()
         body = self._body(job, options, parameters)
         request = self._request(job, identity, options, Definition.draft(body))
         if _wire.overrides_length(request) > _LONGEST_OVERRIDES:
@@ -325,11 +324,12 @@ class EcsBackend(Backend):
                 body = self._body(job, options, parameters, spill=spill)
                 spilled = self._request(job, identity, options, Definition.draft(body), spill=spill)
                 if _fits(spilled, body):
+                    request = spilled
                     break
             else:
                 raise self._too_long(request)
         definition = await self._definitions.ensure(body, namespace=identity.namespace, job_name=job.name)
-        return self._request(job, identity, options, definition, spill=spill), definition
+        return request | {"taskDefinition": definition.arn}, definition
 
     def _body(
         self, job: Job, options: EcsOptions, parameters: Mapping[str, str], *, spill: _wire.Spill | None = None
