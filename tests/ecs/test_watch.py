@@ -19,7 +19,7 @@ from fargate_runner import BackendError, Cause
 from fargate_runner._lifecycle import Phase, Snapshot
 from fargate_runner.backends.ecs._api import Api
 from fargate_runner.backends.ecs._watch import Cadence, Watch
-from fargate_runner.testing.aws import ContainerScript, FakeAws, Fault, Quotas, TaskScript, denied
+from fargate_runner.testing.aws import ContainerScript, FakeAws, Fault, Pace, Quotas, TaskScript, denied
 from fargate_runner.testing.clock import VirtualClock
 
 LONG = ContainerScript(run_for=100_000)
@@ -447,6 +447,26 @@ def test_the_cadence_of_a_fake_platform_is_quick() -> None:
 
 
 class TestEvents:
+    @pytest.mark.parametrize(("expected", "failed", "most"), [(False, False, 25), (True, False, 6), (True, True, 25)])
+    async def test_that_are_expected_make_it_unhurried_until_a_task_runs(
+        self, clock: VirtualClock, expected: bool, failed: bool, most: int
+    ) -> None:
+        slow = Pace(provisioning=(50.0, 50.0))
+        aws = FakeAws(clock=clock, script=LONG, clusters=("jobs",), pace=slow, visible_after=(0.0, 0.0))
+        (task,) = await launch(aws)
+
+        async with watching(aws) as watch, anyio.create_task_group() as tasks:
+            watch.expects_events = expected
+            if failed:
+                watch.events_fail()
+            watch.saw(task, "run-task")
+            tasks.start_soon(until_end, watch, task["taskArn"])
+            await anyio.sleep(49)
+            found = looks(aws)
+            tasks.cancel_scope.cancel()
+
+        assert most * 0.75 <= found <= most
+
     @pytest.mark.parametrize("code", [0, 3])
     async def test_what_is_not_believed_is_looked_at_and_judged(
         self, aws: FakeAws, clock: VirtualClock, code: int

@@ -163,6 +163,7 @@ class EventReader:
 
     async def run(self) -> None:
         """Read for ever. Cancelled, it leaves the messages that it had to whoever comes next."""
+        self._watch.expects_events = True
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._delete_what_is_done)
             await self._read(tasks)

@@ -30,6 +30,8 @@ _KEPT: Final = 55 * 60.0
 """Seconds for which ECS surely still describes a task that has stopped; it promises an hour."""
 _CLOCKS_DIFFER: Final = timedelta(seconds=60)
 """How far AWS's clock and ours may be apart."""
+_UNHURRIED: Final = 5.0
+"""How much less often a task that does not run yet is looked at, where events are expected and none has told yet."""
 _LONG_AGO: Final = float("-inf")
 _IN_TIME: Final = 3
 """Events in time, one after another, after which they are relied on to come; twice as many after each failure."""
@@ -211,11 +213,15 @@ class Watch:
         self._asleep_until = self._looked_at = self._stood_still_at = float("-inf")
         self._offset = utcnow().timestamp() - anyio.current_time()
         """From the clock of the loop to the one on the wall."""
+        self._failed = False
+        """Whether events have ever failed to come in time."""
         self._in_time = 0
         """How many events came in time, one after another."""
         self._in_time_wanted = _IN_TIME
         self._untold: dict[str, float] = {}
         """The ends that a look has found and no event has told: until when one has to, the earliest first."""
+        self.expects_events = False
+        """Whether there is a queue that ought to tell them."""
         self.relies_on_events = False
         """Whether events come in time, so that looks may be seldom."""
 
@@ -329,7 +335,7 @@ class Watch:
 
     def events_fail(self) -> None:
         """Rely on events no longer, until they have shown again that they come in time."""
-        self._in_time = 0
+        self._in_time, self._failed = 0, True
         if not self.relies_on_events:
             return
         self.relies_on_events = False
@@ -479,7 +485,7 @@ class Watch:
                     entry.asking = True
                 self._looked_at = now
                 self._asking += len(batch)
-                looks.start_soon(self._look_at, batch, now + period)
+                looks.start_soon(self._look_at, batch, now, period)
                 await anyio.lowlevel.checkpoint()
 
     def _others_are_coming(self, soon: Sequence[_Entry], now: float) -> float:
@@ -507,9 +513,11 @@ class Watch:
             await self._wake.wait()
         self._asleep_until = float("-inf")
 
-    async def _look_at(self, batch: Sequence[_Entry], due: float) -> None:
+    async def _look_at(self, batch: Sequence[_Entry], now: float, period: float) -> None:
+        may_wait = self.expects_events and not self.relies_on_events and not self._failed
         for entry in batch:
-            entry.due = due
+            pending = entry.snapshot is not None and entry.snapshot.phase is Phase.PENDING and entry.hint is None
+            entry.due = now + period * (_UNHURRIED if pending and may_wait else 1.0)
         try:
             await self._look(batch)
         finally:
