@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fargate_runner.testing.aws import FakeAws
+from fargate_runner.testing.aws import FakeAws, Fault
 from fargate_runner.testing.clock import VirtualClock
 from tests.ecs.log_rig import GROUP, Writer, account, numbered, reading
 from tests.ecs.test_logs_many import chatter
@@ -36,6 +36,19 @@ async def test_events_that_come_out_of_order_are_not_lost_where_few_are_read(clo
 
     assert aws.calls.operations["logs.FilterLogEvents"] == 0
     assert [sorted(texts) for texts in found] == [sorted(writer.texts) for writer in writers]
+
+
+@pytest.mark.parametrize("page", range(4, 24))
+async def test_a_page_that_hangs_makes_nothing_too_late(clock: VirtualClock, page: int) -> None:
+    aws = account(clock, seed=page, least=0.2, most=9.0, in_order=False)
+    aws.faults.add(Fault(match="logs.GetLogEvents", skip=page, delay=25.0))
+    writer = Writer(aws, "s/main/1")
+
+    async with reading(aws) as reader, anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: chatter(writer, Random(page), lines=300, pause=0.5))
+        found = await writer.follow(reader)
+
+    assert sorted(found) == sorted(writer.texts)
 
 
 @pytest.mark.parametrize("few", [0, 10])

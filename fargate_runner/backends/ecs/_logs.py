@@ -170,11 +170,13 @@ class _Cursor:
     __slots__ = (
         "_again",
         "_boundary",
+        "_first",
         "_floor",
         "_last",
         "_looks_back",
         "_owed",
         "_recent",
+        "_settled",
         "joined",
         "look_back_at",
         "new_at",
@@ -201,7 +203,10 @@ class _Cursor:
         """What is shown again ends there."""
         self._owed: Sequence[Mapping[str, Any]] = ()
         """The last page, until it is in `_recent`."""
-        self._looks_back = False
+        self._looks_back = self._first = False
+        self._settled = 0
+        """The newest event that the first page of a look back has shown, or one before it: what a later page shows may
+        have come long after that, and what belongs before it with it."""
 
     @property
     def start(self) -> int:
@@ -228,20 +233,24 @@ class _Cursor:
         """Read the newest part again. The token is given up, as it is when CloudWatch has: they live for a day."""
         self._remember()
         self.token = None
-        self._looks_back, self._again = True, {}
-        self._boundary = self._last
+        self._looks_back = self._first = True
+        self._again = {}
+        self._boundary = self._settled = self._last
 
     def has_caught_up(self, overlap: float) -> None:
         """Say that there is no more for now. After a look back, what can still come is younger by the *overlap*."""
         self._remember()
         if self._looks_back:
             self._looks_back, self._again = False, None
-            self._forget(self._last - int(overlap * 1000))
+            self._forget(self._settled - int(overlap * 1000))
 
     def new(self, events: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         """Return what is new of a page."""
+        is_first, self._first = self._first, False
         if not events:
             return events
+        if is_first:
+            self._settled = max(self._settled, events[-1]["timestamp"])
         if self._again is not None and min(event["timestamp"] for event in events) > self._boundary:
             self._again = None  # from here on, everything is new
         if self._again is None:
