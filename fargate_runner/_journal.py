@@ -345,6 +345,9 @@ class Journal(AsyncContextManagerMixin, ABC):
     name: str = "journal"
     """What messages call it: its file, its table."""
 
+    stays_warm: bool = False
+    """Whether closing it keeps its clients for its next opening on the same event loop, see `Backend.stays_warm`."""
+
     _open: bool = False
 
     @property
@@ -367,6 +370,9 @@ class Journal(AsyncContextManagerMixin, ABC):
     async def _running(self) -> AsyncGenerator[None]:
         """What lives as long as the journal is open. For subclasses."""
         yield
+
+    async def cool_down(self) -> None:
+        """Give up what `stays_warm` has kept, on the event loop that it was kept on. Does nothing while it is open."""
 
     @abstractmethod
     async def bind(self, namespace: str) -> None:
