@@ -231,6 +231,12 @@ class Backend(AsyncContextManagerMixin, ABC):
     A journal counts such a launch as answered only from then on: before, it can be sent again.
     """
 
+    stays_warm: bool = False
+    """
+    Whether closing it keeps what takes time to make (clients, what was looked up) for its next opening on the same
+    event loop. For who opens it again and again, as a Lambda handler does; `cool_down` gives it up.
+    """
+
     _open: bool = False
 
     @property
@@ -279,6 +285,9 @@ class Backend(AsyncContextManagerMixin, ABC):
     async def _running(self) -> AsyncGenerator[None]:
         """What lives as long as the backend is open: clients, watchers. For subclasses."""
         yield
+
+    async def cool_down(self) -> None:
+        """Give up what `stays_warm` has kept, on the event loop that it was kept on. Does nothing while it is open."""
 
     @abstractmethod
     async def prepare(self, job: Job, identity: Identity) -> Launch:

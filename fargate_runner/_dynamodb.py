@@ -84,6 +84,7 @@ class DynamoDBJournal(Journal):
         self._keep_ended = keep_ended
         self._api = Api(session=session, region=region, endpoint_url=endpoint_url)
         self._namespace: str | None = None
+        self._table_checked = False
         self._doubtful: dict[str, tuple[int, bytes, str]] = {}
         """By key, the writes of which nobody knows whether they were done: revision, page and id."""
 
@@ -91,6 +92,8 @@ class DynamoDBJournal(Journal):
     async def _running(self) -> AsyncGenerator[None]:
         self._namespace = None
         self._doubtful.clear()
+        self._table_checked &= self._api.is_warm
+        self._api.stays_warm = self.stays_warm
         async with AsyncExitStack() as stack:
             try:
                 await stack.enter_async_context(self._api.running())
@@ -98,8 +101,14 @@ class DynamoDBJournal(Journal):
                 raise self._translated(exc) from exc
             yield
 
+    async def cool_down(self) -> None:
+        await self._api.cool_down()
+
     async def bind(self, namespace: str) -> None:
-        self._check_table((await self._call("DescribeTable"))["Table"])
+        self._check_open()
+        if not self._table_checked:
+            self._check_table((await self._call("DescribeTable"))["Table"])
+            self._table_checked = True
         way_out = "give this namespace a DynamoDBJournal of its own; the table may be the same"
         self._namespace = bound(self.name, self._namespace, namespace, way_out)
 

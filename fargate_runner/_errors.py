@@ -11,6 +11,7 @@ Everything this library raises, in one tree.
     ├── RunnerClosed          the runner or the backend is not open (any more)
     ├── LogsUnavailable       the lines of this job can no longer be read
     ├── JournalError          the journal cannot be read or written, or is not for this runner
+    ├── OutOfTime             a Lambda function was ended before its limit (in aws_lambda; also a TimeoutError)
     └── BackendError          the platform could not be asked, or refused; nothing is known about the job
         ├── BackendUnavailable    it cannot be reached at all: engine missing, stopped, no permission
         └── LaunchRejected        it refused the launch; nothing was started

@@ -345,6 +345,9 @@ class Journal(AsyncContextManagerMixin, ABC):
     name: str = "journal"
     """What messages call it: its file, its table."""
 
+    stays_warm: bool = False
+    """Whether closing it keeps its clients for its next opening on the same event loop, see `Backend.stays_warm`."""
+
     _open: bool = False
 
     @property
@@ -367,6 +370,9 @@ class Journal(AsyncContextManagerMixin, ABC):
     async def _running(self) -> AsyncGenerator[None]:
         """What lives as long as the journal is open. For subclasses."""
         yield
+
+    async def cool_down(self) -> None:
+        """Give up what `stays_warm` has kept, on the event loop that it was kept on. Does nothing while it is open."""
 
     @abstractmethod
     async def bind(self, namespace: str) -> None:
@@ -701,7 +707,7 @@ class SqliteJournal(Journal):
         """Refuse to begin anew where the file is gone and its write-ahead log is not: SQLite would delete that."""
         log = self.path.with_name(f"{self.path.name}-wal")
         # SQLite takes a file of one byte for an empty one.
-        if log.exists() and log.stat().st_size > 0 and not (self.path.exists() and self.path.stat().st_size > 1):
+        if _size_of(log) > 0 and _size_of(self.path) <= 1:
             said = f"the journal {self.name} is missing or empty, and its write-ahead log {log.name} is not"
             fix = f"restore the file from a copy, or move {log.name} away to start another"
             raise JournalError(f"{said}; {fix}", journal=self.name)
@@ -758,6 +764,14 @@ class SqliteJournal(Journal):
         error = JournalError(f"{said}; {fix}", journal=self.name, retryable=_is_busy(exc))
         error.__cause__ = exc
         return error
+
+
+def _size_of(path: Path) -> int:
+    """Bytes of a file; 0 if it is not there: the last process to close a journal deletes its write-ahead log."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _code(exc: sqlite3.Error | OSError) -> str:

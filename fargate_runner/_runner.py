@@ -202,7 +202,7 @@ class _Live:
     def leave(self, reason: str) -> None:
         """Take back a claim: a job that several callers share by its key is stopped when the last of them leaves."""
         self.claims -= 1
-        if self.claims == 0:
+        if self.claims == 0 and not self.letting_go:  # a job that was let go of goes on, whoever leaves it then
             self.ask_stop(StopAsked(kind=Kind.CANCELLED, reason=reason))
 
     def bring(self, job: Job) -> None:
@@ -428,6 +428,18 @@ class Runner(AsyncContextManagerMixin):
                     self._tasks.cancel_scope.cancel()
         if failure is not None:
             raise failure
+
+    def _anew(self) -> Runner:
+        """Return a runner like this one that was not used yet, and that lets go of its jobs when it is left."""
+        return Runner(
+            self.backend,
+            namespace=self.namespace,
+            journal=self.journal,
+            on_exit="detach",
+            on_unknown="rerun" if self._rerun_unknown else "raise",
+            observers=(self._tell,) if self._tell else (),
+            utcnow=self._utcnow,
+        )
 
     # ---- what callers do -------------------------------------------------------------------------------------------
 
@@ -1537,7 +1549,9 @@ class Runner(AsyncContextManagerMixin):
         watch.due_at = anyio.current_time() + pause
         await self._interruptible(live, anyio.sleep, pause, deadline=watch.deadline)
 
-    async def _give_up(self, live: _Live, job: Job | None, ref: TaskRef, detail: str, begun: datetime) -> Attempt:
+    async def _give_up(
+        self, live: _Live, job: Job | None, ref: TaskRef, detail: str, begun: datetime
+    ) -> Attempt | None:
         """Close an attempt whose end nobody knows. It may live on, so it is told to end once more."""
         if live.owned:
             await self._stop_at_last(live, ref, detail)
@@ -1552,8 +1566,16 @@ class Runner(AsyncContextManagerMixin):
         if scope.cancelled_caught:
             self._unanswered(live, ref.attempt, "stop", _unanswered("stop", _LAST_STOP_PATIENCE))
 
-    async def _close(self, live: _Live, job: Job | None, ref: TaskRef, outcome: Outcome, begun: datetime) -> Attempt:
-        lines, complete = await self._last_lines(live, ref)
+    async def _close(
+        self, live: _Live, job: Job | None, ref: TaskRef, outcome: Outcome, begun: datetime
+    ) -> Attempt | None:
+        """Return the record of an attempt. None: it was let go of before its last lines were read."""
+        read: Any = _INTERRUPTED
+        while read is _INTERRUPTED:  # a stop comes too late to matter
+            if live.letting_go:
+                return None
+            read = await self._interruptible(live, self._last_lines, live, ref)
+        lines, complete = read
         return self._record(job, ref.token, ref, outcome, ref.attempt, begun, live.snapshot, lines, complete=complete)
 
     async def _last_lines(self, live: _Live, ref: TaskRef) -> tuple[tuple[LogLine, ...], bool]:

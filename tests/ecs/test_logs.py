@@ -175,7 +175,13 @@ class TestTail:
 
         async with reading(aws) as reader:
             found = await texts(
-                reader.read(GROUP, {writer.stream: "main"}, tail=tail, attempt=1, over=(anyio.current_time(),) * 2)
+                reader.read(
+                    GROUP,
+                    {writer.stream: "main"},
+                    tail=tail,
+                    attempt=1,
+                    over=(anyio.current_time(), anyio.current_time()),
+                )
             )
 
         assert found == writer.texts[len(writer.texts) - min(tail, 20) :]
@@ -238,7 +244,9 @@ async def test_a_reader_that_comes_right_after_the_end_gets_all(clock: VirtualCl
 
     async with reading(aws) as reader:
         found = await texts(
-            reader.read(GROUP, {writer.stream: "main"}, tail=None, attempt=1, over=(anyio.current_time(),) * 2)
+            reader.read(
+                GROUP, {writer.stream: "main"}, tail=None, attempt=1, over=(anyio.current_time(), anyio.current_time())
+            )
         )
 
     assert found == writer.texts

@@ -194,6 +194,24 @@ class TestADamagedFile:
         assert "restore the file from a copy, or move jobs.sqlite-wal away" in str(error)
         assert log.read_bytes() == b"what was written last"
 
+    async def test_whose_log_goes_while_it_is_looked_at_is_well(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The last of several processes to close it deletes the log."""
+        log, exists = path.with_name(f"{path.name}-wal"), Path.exists
+        await fill(path)
+        log.touch()
+
+        def exists_no_longer(self: Path) -> bool:
+            answer = exists(self)
+            log.unlink(missing_ok=True)
+            return answer
+
+        monkeypatch.setattr(Path, "exists", exists_no_longer)
+
+        async with SqliteJournal(path) as journal:
+            assert await journal.read("job 0") is not None
+
     async def test_that_is_empty_and_has_no_log_is_a_new_one(self, path: Path) -> None:
         path.touch()
 

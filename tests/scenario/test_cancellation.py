@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
-from fargate_runner import JobFailed, JobHandle, Kind, Retry, Runner, RunnerClosed
+from fargate_runner import JobFailed, JobHandle, Kind, MemoryJournal, Retry, Runner, RunnerClosed
 from fargate_runner.telemetry import JobDetached, JobEnded
 from tests.scenario.faults import Fault
 from tests.scenario.world import World, fixed, job, seconds, virtually, within
@@ -465,6 +465,44 @@ class TestLeavingTheRunner:
 
         assert world.platform.live() == 1
         assert world.unbalanced() == {}
+
+    @pytest.mark.parametrize("verb", ["prepare", "submit"])
+    async def test_a_submit_under_way_that_was_let_go_of_and_then_is_cancelled_goes_on(
+        self, world: World, verb: str
+    ) -> None:
+        async with world.runner(Fault("is_slow", verb)) as runner:
+            with anyio.move_on_after(10) as scope:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(runner.submit, job("endless", key="k"))
+                    await anyio.sleep(5)
+                    runner.detach()
+                    await anyio.sleep(10)
+
+        assert scope.cancelled_caught
+        assert world.platform.live() == 1
+        assert world.unbalanced() == {}
+
+    async def test_a_job_whose_last_lines_are_being_read_is_let_go_of_at_once(self, world: World) -> None:
+        async with world.runner(
+            Fault("hangs", "logs"), on_exit="detach", journal=(journal := MemoryJournal())
+        ) as runner:
+            await runner.submit(job("talking", key="k"))
+            await anyio.sleep(75)
+            left_at = world.now
+        assert (world.now, journal._pages["k"].result) == (left_at, None)
+
+        async with world.runner(journal=journal) as runner:
+            result = await (await runner.attach("k")).wait()
+
+        assert [line.text for line in result.last_lines] == ["one", "two", "three"]
+
+    async def test_a_stop_does_not_cost_a_job_that_has_ended_its_last_lines(self, world: World) -> None:
+        async with world.runner(Fault("is_slow", "logs")) as runner:
+            handle = await runner.submit(job("talking", key="k"))
+            await anyio.sleep(71)
+            result = await handle.stop()
+
+        assert (result.succeeded, result.attempts[0].logs_complete) == (True, True)
 
     async def test_an_attach_under_way_hears_that_it_is_too_late(self, world: World) -> None:
         async def attach(runner: Runner) -> None:

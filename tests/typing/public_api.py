@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from datetime import datetime, timedelta
-from typing import assert_type
+from typing import Any, assert_type
 
 from tenacity import wait_fixed
 
@@ -31,6 +31,17 @@ from fargate_runner import (
     Sidecar,
     Size,
     Snapshot,
+)
+from fargate_runner.aws_lambda import (
+    Handler,
+    S3Object,
+    StillRunning,
+    Trigger,
+    for_each,
+    lambda_handler,
+    make_key,
+    triggers_of,
+    wait,
 )
 from fargate_runner.progress import Progress, Standing, Tally
 from fargate_runner.reports.cost import Cost, cost
@@ -147,3 +158,23 @@ async def progress_is_an_observer_and_a_block(jobs: list[Job]) -> None:
     assert_type(progress.standing, Standing)
     assert_type(cost(results), Cost)
     assert_type(cost(results[0]) + cost(results[0].attempts[0]), Cost)
+
+
+def a_handler_takes_what_people_write(runner: Runner) -> None:
+    @lambda_handler
+    async def plain(event: dict[str, Any], context: object) -> str:
+        return "done"
+
+    @lambda_handler(runner=lambda: Runner(MemoryBackend()), margin=timedelta(seconds=5))
+    async def with_a_runner(event: dict[str, Any], context: object, runner: Runner) -> object:
+        async def do(trigger: Trigger) -> JobResult | StillRunning:
+            assert_type(trigger.object, S3Object | None)
+            return await wait(await runner.submit(Job(command=["true"], key=trigger.key)))
+
+        return await for_each(event, do, concurrency=5)
+
+    assert_type(plain, Handler)
+    assert_type(with_a_runner, Handler)
+    assert_type(triggers_of({}), list[Trigger])
+    assert_type(make_key("report", 7), str)
+    lambda_handler(runner=runner)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]

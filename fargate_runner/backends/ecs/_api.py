@@ -743,20 +743,52 @@ class Api:
         self.parser = "stock"
         """``fast`` if large replies are read as plain JSON, ``stock`` if botocore reads them."""
         self.stats = Stats()
+        self.stays_warm = False
+        """Whether leaving `running` keeps the clients, and all that was learned, for the next time on this loop."""
+        self._warm_on: asyncio.AbstractEventLoop | None = None
+        self._clients: dict[str, _Client] = {}
         self._clock = _Clock()
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether it is closed, and has kept its clients for the event loop that runs."""
+        return self._warm_on is not None and self._warm_on is _running_loop()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """
-        Open the door; leaving the block closes every client, cancelled or not.
+        Open the door; leaving the block closes every client, cancelled or not, unless it ``stays_warm``.
 
         :raises BackendUnavailable: no region is known, or the profile of the environment is not there
         """
         if self._loop is not None:
             raise RunnerClosed("this door to AWS is open already")
-        self._loop = _running_loop()
+        has_begun, self._warm_on = self.is_warm, None
+        self._loop = loop = _running_loop()
+        try:
+            if not has_begun:
+                await self._begin_anew()
+            has_begun = True
+            yield
+        finally:
+            self._loop = None
+            if self.stays_warm and has_begun:
+                self._warm_on = loop
+            else:
+                await self._close_all()
+
+    async def cool_down(self) -> None:
+        """Close the clients that it has kept; those of another event loop can only be dropped."""
+        if self._loop is not None:
+            return
+        if not self.is_warm:
+            self._clients = {}
+        self._warm_on = None
+        await self._close_all()
+
+    async def _begin_anew(self) -> None:
         self._session: _Session | None = None
-        self._clients: dict[str, _Client] = {}
+        self._clients = {}
         self._opening = anyio.Lock()
         self._reserved: Counter[str] = Counter()
         self._generation = 0
@@ -765,16 +797,14 @@ class Api:
         self._caller: Caller | None = None
         self._caller_asked_at = float("-inf")
         self._clock = _Clock()
-        try:
-            self.region = await self._find_region()
-            self._buckets = _make_buckets(self._budget, self.region)
-            self._launches = tuple(_make_bucket(name, self._budget, self.region) for name in _LAUNCHES)
-            yield
-        finally:
-            self._loop = None
-            clients, self._clients = list(self._clients.values()), {}
-            for client in clients:
-                await self._close(client)
+        self.region = await self._find_region()
+        self._buckets = _make_buckets(self._budget, self.region)
+        self._launches = tuple(_make_bucket(name, self._budget, self.region) for name in _LAUNCHES)
+
+    async def _close_all(self) -> None:
+        clients, self._clients = list(self._clients.values()), {}
+        for client in clients:
+            await self._close(client)
 
     async def call(
         self,

@@ -158,6 +158,7 @@ class EcsBackend(Backend):
             Api, session=session, region=region or _wire.region_of(cluster), endpoint_url=endpoint_url, budget=budget
         )
         self._api = self._make_api()
+        self._looked_up = False
 
     @classmethod
     async def discover(cls, **options: Any) -> Self:
@@ -238,22 +239,22 @@ class EcsBackend(Backend):
 
     @asynccontextmanager
     async def _running(self) -> AsyncGenerator[None]:
-        self._api = self._make_api()
+        is_warm = self._looked_up and self._api.is_warm
+        if not is_warm:
+            await self._api.cool_down()
+            self._api, self._looked_up = self._make_api(), False
+        self._api.stays_warm = self.stays_warm
         self._placed: dict[str, _Placed] = {}
         self._forgotten: dict[str, float] = {}
         self._doubtful: dict[str, tuple[str, float]] = {}
         self._throttled: dict[str, set[tuple[int, int]]] = {}
         self._spilled: set[str] = set()
         self._parameters_of: dict[str, set[str]] = {}
-        self._cluster_checked = self._group_checked = self._group_made = False
-        self._cluster_arn = ""
-        self._home_known: _wire.Home | None = None
         self._checking = anyio.Lock()
         self._groups: dict[str, _Group] = {}
         async with self._api.running():
-            if not self.cluster:
-                await self._settle()
-            self._definitions = TaskDefinitions(self._api)
+            if not is_warm:
+                await self._look_up()
             self._watch = Watch(self._api, self.cluster, utcnow=self._utcnow, cadence=self._cadence, met=self._met)
             self._reader = LogReader(self._api, utcnow=self._utcnow, cadence=self._log_cadence)
             self._finder = _Finder(self._api, self.cluster)
@@ -270,6 +271,20 @@ class EcsBackend(Backend):
                     yield
                 finally:
                     await self._leave_no_secrets()
+
+    async def _look_up(self) -> None:
+        """Begin to know what stays true from one opening to the next."""
+        self._cluster_checked = self._group_checked = self._group_made = False
+        self._cluster_arn = ""
+        self._home_known: _wire.Home | None = None
+        if not self.cluster:
+            await self._settle()
+        self._definitions = TaskDefinitions(self._api)
+        self._looked_up = True
+
+    async def cool_down(self) -> None:
+        if not self.is_open:
+            await self._api.cool_down()
 
     # ---- prepare ---------------------------------------------------------------------------------------------------
 
