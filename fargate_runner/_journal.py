@@ -35,7 +35,7 @@ from fargate_runner._job import _TOGETHER, Job, SecretRef
 from fargate_runner._lifecycle import Attempt, JobResult, Kind, LogLine, Outcome, Proof, StopAsked
 from fargate_runner._retry import Retry, Rule
 
-__all__ = ["Journal", "MemoryJournal", "Overtaken", "Page", "SqliteJournal"]
+__all__ = ["Callback", "Journal", "MemoryJournal", "Overtaken", "Page", "SqliteJournal"]
 
 _VERSION: Final = 1
 """Of a page's text. Older ones stay readable; a newer one is refused."""
@@ -44,6 +44,20 @@ _LINES_KEPT: Final = 32_768
 
 
 # ---- a page --------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Callback:
+    """Whether those who want to know of a job's end were told. Who is about to tell them says so here first."""
+
+    token: str | None = attrs.field(default=None, repr=False)
+    """What Step Functions waits for to come back."""
+    answered: bool = False
+    """Whether it has come back."""
+    told_at: datetime | None = None
+    """When the others were told."""
+    claimed_until: datetime | None = None
+    """Until then, whoever wrote this tells them; after that anybody may. In the time of the place."""
 
 
 @attrs.frozen(kw_only=True)
@@ -72,6 +86,8 @@ class Page:
     """That the attempt under way, or with ``CANCELLED`` the job, was asked to end."""
     ended_at: datetime | None = None
     """When the job got its final record: the attempts as they are."""
+    callback: Callback | None = None
+    """Who is to be told of the end, and whether that was done; None until somebody is."""
     revision: int = 0
     """How often it was written. The journal counts."""
 
@@ -105,6 +121,9 @@ class Page:
             "stop": None if self.stop is None else {"kind": self.stop.kind.value, "reason": self.stop.reason},
             "ended_at": _moment(self.ended_at),
         }
+        if self.callback is not None:  # left out where nobody is told: versions that do not know it can read the page
+            known = attrs.asdict(self.callback)
+            parts["callback"] = known | {name: _moment(known[name]) for name in _MOMENTS_OF_A_CALLBACK}
         return json.dumps(parts, separators=(",", ":"))
 
     @classmethod
@@ -121,6 +140,7 @@ class Page:
                 said = f"it was written in version {version} of the format, and this library reads up to {_VERSION}"
                 raise ValueError(said)
             launch, ref, stop = parts["launch"], parts["ref"], parts["stop"]
+            callback = parts.get("callback")
             changed = {
                 "accepted_at": datetime.fromisoformat(parts["accepted_at"]),
                 "attempts": tuple(_attempt_from_plain(attempt) for attempt in parts["attempts"]),
@@ -129,6 +149,7 @@ class Page:
                 "ref": None if ref is None else _ref_from_plain(ref),
                 "stop": None if stop is None else StopAsked(kind=Kind(stop["kind"]), reason=stop["reason"]),  # type: ignore[arg-type]
                 "ended_at": _parsed(parts["ended_at"]),
+                "callback": None if callback is None else _callback_from_plain(callback),
             }
             return cls(**parts | changed, revision=revision)
         except (KeyError, TypeError, AttributeError) as exc:
@@ -149,6 +170,14 @@ def _moment(moment: datetime | None) -> str | None:
 
 def _parsed(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)
+
+
+def _callback_from_plain(parts: Mapping[str, Any]) -> Callback:
+    known: dict[str, Any] = {**parts} | {name: _parsed(parts[name]) for name in _MOMENTS_OF_A_CALLBACK}
+    return Callback(**known)
+
+
+_MOMENTS_OF_A_CALLBACK: Final = ("told_at", "claimed_until")
 
 
 def _ref_to_plain(ref: TaskRef) -> dict[str, Any]:

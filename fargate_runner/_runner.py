@@ -39,7 +39,7 @@ from fargate_runner._errors import (
     RunnerClosed,
 )
 from fargate_runner._job import Job, check_key
-from fargate_runner._journal import Journal, Overtaken, Page, job_of, retry_to_plain
+from fargate_runner._journal import Callback, Journal, Overtaken, Page, job_of, retry_to_plain
 from fargate_runner._lifecycle import (
     Attempt,
     Cause,
@@ -95,6 +95,8 @@ _SILENCE_PATIENCE: Final = 300.0
 _STOP_GRACE: Final = 30.0
 """Seconds on top of stop_timeout after which a stop is asked for again; after the third, the end is unknown."""
 _STOP_ASKS: Final = 3
+_LOOKS_AT_AN_END: Final = 3
+"""Times that the platform is asked again, a second more apart each, about an end that it does not know of."""
 _STOOD_STILL: Final = 30.0
 """Seconds that we may be late before it is taken for a standstill: a closed lid, SIGSTOP, Lambda between requests."""
 _LAST_STOP_PATIENCE: Final = 10.0
@@ -120,9 +122,11 @@ class _Live:
         "accepted_at",
         "attempts",
         "brought",
+        "callback",
         "changed",
         "claims",
         "described",
+        "due_again",
         "error",
         "finished",
         "forgotten",
@@ -174,6 +178,10 @@ class _Live:
         self.described: Mapping[str, Any] | None = None
         """What its page said of it, if it was taken over: nobody had submitted it here."""
         self.brought: Job | None = None
+        self.callback: Callback | None = None
+        """What its page says of that, if it has none yet."""
+        self.due_again = _LONG_AGO
+        """When its next attempt is to be launched, in our time, once that is known."""
         self.placement = 1
         self.sent_at = _NEVER
         """When its last launch was handed to the backend, in our time."""
@@ -473,7 +481,11 @@ class Runner(AsyncContextManagerMixin):
         :raises KeyConflict: its key names another job
         :raises BackendError: the platform took no launch of it
         """
-        live = self._start(job, keep_logs=True)
+        return await self._submit_with(job, None)
+
+    async def _submit_with(self, job: Job, callback: Callback | None) -> JobHandle:
+        """Submit a job whose page, if it is a new one, has a callback from its first line on."""
+        live = self._start(job, keep_logs=True, callback=callback)
         try:
             while not live.refs and not live.finished:
                 await live.news()
@@ -640,6 +652,70 @@ class Runner(AsyncContextManagerMixin):
         self._task_group.start_soon(self._supervise, live, [])
         return live
 
+    async def _carry_on(self, page: Page, *, longest_wait: float, look_again: Callable[[], bool]) -> _Live:
+        """
+        See one job on from where its page stands, until there is nothing to do for it but wait, and let go of it there.
+
+        It is over then (``result``), its next attempt is launched, or is due later than in *longest_wait* seconds
+        (``due_again``), or the attempt that its page names is not over. Of that one, *look_again* has the platform
+        asked once more, if it may know more than it has told: who calls this was told that it is over.
+
+        :raises BackendError: the platform took no launch of it, or did not answer
+        :raises JournalError: its record could not be written down
+        """
+        known = self._named.get(page.key)
+        ours = known is None or known.finished
+        live = self._take_over(page, owned=True) if known is None or known.finished else known
+        first, doubts = _attempt_of(page), 0
+        try:
+            while not live.finished:
+                if live.due_again - anyio.current_time() > longest_wait:
+                    break
+                if live.refs and live.refs[-1].attempt > first:
+                    break
+                if live.parked:
+                    doubts += 1
+                    if doubts > _LOOKS_AT_AN_END or not look_again():
+                        break
+                    with anyio.move_on_after(doubts):
+                        await live.news()
+                    continue
+                await live.news()
+        finally:
+            if ours and not live.finished:
+                live.owned = False  # whatever leaving this runner does with jobs
+                live.let_go()
+        if ours:
+            await self._finished(live)
+            if live.result is None and self._named.get(live.key) is live:
+                del self._named[live.key]
+        if live.error is not None:
+            raise live.error
+        return live
+
+    async def _turn(self, page: Page) -> Page:
+        """
+        Write a page of a job that nobody here supervises.
+
+        :raises Overtaken: another one was faster
+        :raises JournalError: it cannot be written
+        """
+        assert self.journal is not None
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return await self.journal.write(page)
+            except Overtaken as exc:
+                # A try that seemed to fail may have been written all the same: then what is there is ours.
+                if tries == 1 or exc.page is None or exc.page.to_json() != page.to_json():
+                    raise
+                return exc.page
+            except JournalError as exc:
+                if not exc.retryable or tries == _TRIES:
+                    raise
+            await anyio.sleep(_pause(tries))
+
     def _watch(self, key: str, refs: list[TaskRef]) -> _Live:
         live = self._register(None, key, owned=False)
         self._task_group.start_soon(self._supervise, live, refs)
@@ -733,7 +809,15 @@ class Runner(AsyncContextManagerMixin):
         self._named[key] = live
         return live
 
-    def _start(self, job: Job, *, keep_logs: bool = False, together: Launching | None = None, index: int = 0) -> _Live:
+    def _start(
+        self,
+        job: Job,
+        *,
+        keep_logs: bool = False,
+        together: Launching | None = None,
+        index: int = 0,
+        callback: Callback | None = None,
+    ) -> _Live:
         """Begin to supervise *job*, or meet the one that its key already names."""
         if not isinstance(job, Job):
             raise TypeError(f"expected a Job, got {job!r}")
@@ -758,6 +842,7 @@ class Runner(AsyncContextManagerMixin):
         live = self._register(job, key, owned=True)
         live.claims = 1
         live.together = together
+        live.callback = callback
         live.retired = not keep_logs
         if self._tell:
             self._tell(JobQueued(key=live.key, job=live.name))
@@ -941,11 +1026,20 @@ class Runner(AsyncContextManagerMixin):
         decision = self._decide(live, job)
         if not decision.again:
             return None
-        await self._note(live, attempts=live.attempts, **_NOTHING_UNDER_WAY)
+        pause = decision.wait
+        if live.page is not None and _stands_between(live.page, live.attempts):
+            # Its page was written before, by whomever: the wait began then. To write it again would only have everybody
+            # who waits for the same begin anew.
+            waited = (self.backend.now() - live.attempts[-1].ended_at).total_seconds()
+            pause = min(pause, max(0.0, pause - waited))
+        else:
+            await self._note(live, attempts=live.attempts, **_NOTHING_UNDER_WAY)
         if self._tell:
-            pause, why, number = decision.wait, decision.why, _next_number(live)
+            why, number = decision.why, _next_number(live)
             self._tell(RetryScheduled(key=live.key, job=live.name, attempt=number, wait=pause, why=why))
-        if await self._interruptible(live, anyio.sleep, decision.wait) is _INTERRUPTED:
+        live.due_again = anyio.current_time() + pause
+        live.touch()
+        if await self._interruptible(live, anyio.sleep, pause) is _INTERRUPTED:
             return None
         return decision.job or job
 
@@ -984,6 +1078,7 @@ class Runner(AsyncContextManagerMixin):
                 description=live.job.describe(),
                 retry=retry_to_plain(live.job.retry),
                 accepted_at=live.accepted_at,
+                callback=live.callback,
             )
             return live.page
         if page.place != self.backend.place:
@@ -1486,6 +1581,7 @@ class Runner(AsyncContextManagerMixin):
         live.watch, live.parked = watch, True
         watch.due_at = min(watch.deadline, watch.look_again_at)
         self._alarms.set(watch, watch.due_at)
+        live.touch()
         return True
 
     def _see(self, live: _Live, ref: TaskRef, watch: _Watch, newer: Snapshot) -> None:
@@ -2018,6 +2114,21 @@ def _ref_of(attempt: Attempt, key: str, backend: str) -> TaskRef:
 
 def _next_number(live: _Live) -> int:
     return live.attempts[-1].number + 1 if live.attempts else 1
+
+
+def _attempt_of(page: Page) -> int:
+    """Return the number of the attempt that a page is about; 0 if there was none yet."""
+    if page.ref is not None:
+        return page.ref.attempt
+    if page.launch is not None:
+        return page.launch.identity.attempt
+    return page.attempts[-1].number if page.attempts else 0
+
+
+def _stands_between(page: Page, attempts: tuple[Attempt, ...]) -> bool:
+    """Whether a page says what is so between the last of *attempts* and the next one."""
+    nothing = page.launch is None and page.ref is None and page.stop is None and page.ended_at is None
+    return nothing and len(page.attempts) == len(attempts) > 0 and page.attempts[-1].token == attempts[-1].token
 
 
 _NOTHING_UNDER_WAY: Final[dict[str, Any]] = {"launch": None, "launched_at": None, "ref": None, "stop": None}

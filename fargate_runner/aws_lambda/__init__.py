@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fargate_runner.aws_lambda._handler import Handler, OutOfTime, StillRunning, for_each, lambda_handler, wait
+    from fargate_runner.aws_lambda._supervisor import on_task_event, submit_with_callback
     from fargate_runner.aws_lambda._triggers import S3Object, Trigger, make_key, triggers_of
 
 __all__ = [
@@ -35,12 +36,15 @@ __all__ = [
     "for_each",
     "lambda_handler",
     "make_key",
+    "on_task_event",
+    "submit_with_callback",
     "triggers_of",
     "wait",
 ]
 
 _HOMES = {
     "_handler": ("Handler", "OutOfTime", "StillRunning", "for_each", "lambda_handler", "wait"),
+    "_supervisor": ("on_task_event", "submit_with_callback"),
     "_triggers": ("S3Object", "Trigger", "make_key", "triggers_of"),
 }
 _HOME = {name: f"{__name__}.{module}" for module, names in _HOMES.items() for name in names}

@@ -182,8 +182,8 @@ class Environment:
 
 
 @asynccontextmanager
-async def environment(url: str, journal: Path | None) -> AsyncGenerator[Environment]:
-    command = [sys.executable, "-m", "tests.aws_lambda.program", url, str(journal or "")]
+async def environment(url: str, journal: Path | None, *more: str) -> AsyncGenerator[Environment]:
+    command = [sys.executable, "-m", "tests.aws_lambda.program", url, str(journal or ""), *more]
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error,ignore::DeprecationWarning"}
     process = await anyio.open_process(command, cwd=ROOT, env=env, stderr=None)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import attrs
 import pytest
 
 from fargate_runner import LogLine, Retry, Rule, Secret
-from fargate_runner._journal import Page, job_of, retry_to_plain
+from fargate_runner._journal import Callback, Page, job_of, retry_to_plain
 from tests.journal.samples import DESCRIPTION, INTENT, JOB, LINES, POLICY, RETRY, SAMPLES, TERMINAL
 
 PAGES = Path(__file__).parent / "pages"
@@ -90,6 +91,37 @@ class TestToday:
         written = {name: page.to_json() for name, page in SAMPLES.items()}
 
         assert written == {name: (PAGES / f"v1-places/{name}.json").read_text() for name in SAMPLES}
+
+    def test_whether_somebody_was_told_is_kept_beside_the_rest(self) -> None:
+        at = datetime(2026, 5, 6, 12, 0, 1, 5, tzinfo=UTC)
+        pages = [
+            attrs.evolve(TERMINAL, callback=callback)
+            for callback in (
+                Callback(),
+                Callback(token="t", answered=True),
+                Callback(token="t", told_at=at, claimed_until=at + timedelta(minutes=1)),
+            )
+        ]
+
+        assert [Page.from_json(page.to_json(), revision=0) for page in pages] == pages
+
+    def test_of_whom_nobody_wants_to_know_is_written_as_ever(self) -> None:
+        """So that versions which know of no callbacks read the page."""
+        assert "callback" not in TERMINAL.to_json()
+
+    def test_of_a_callback_it_is_read_as_it_was_first_written(self) -> None:
+        written = json.loads(TERMINAL.to_json()) | {
+            "callback": {
+                "token": "t",
+                "answered": False,
+                "told_at": None,
+                "claimed_until": "2026-05-06T12:01:00+00:00",
+            }
+        }
+        found = Page.from_json(json.dumps(written), revision=1).callback
+
+        assert found == Callback(token="t", claimed_until=datetime(2026, 5, 6, 12, 1, tzinfo=UTC))
+        assert "'t'" not in repr(found)
 
     def test_a_description_and_a_policy_are_what_they_were(self) -> None:
         assert JOB.describe().items() >= DESCRIPTION.items()

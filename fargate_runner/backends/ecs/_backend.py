@@ -732,6 +732,13 @@ class EcsBackend(Backend):
     def unwatch(self, ref: TaskRef, tell: Callable[[], None]) -> None:
         self._watch.unwatch(ref.address, tell)
 
+    def _hear(self, task: Mapping[str, Any]) -> bool:
+        """Have a task looked at of which somebody tells something; return whether ECS may know more than it told."""
+        if not self._watch.is_news(task):
+            return False
+        self._watch.told(task, believed=False, judge=lambda _: None)
+        return True
+
     async def _stop_what_vanished(self, ref: TaskRef) -> None:
         """ECS says that it does not know the task. If it lives all the same, it must not beside the next attempt."""
         reason = _wire.stop_reason("it is no longer described")

@@ -333,6 +333,11 @@ class Watch:
         entry.due = min(entry.due, max(anyio.current_time(), self._looked_at + pause))
         self._rouse(entry)
 
+    def is_news(self, task: Mapping[str, Any]) -> bool:
+        """Whether what is told of a task is of a later version than what is known of it here."""
+        entry = self._entries.get(_wire.task_arn(task))
+        return entry is not None and not _ended(entry) and _wire.version(task) > entry.version
+
     def events_fail(self) -> None:
         """Rely on events no longer, until they have shown again that they come in time."""
         self._in_time, self._failed = 0, True

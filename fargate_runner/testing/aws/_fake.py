@@ -20,6 +20,7 @@ import anyio
 import anyio.lowlevel
 import attrs
 
+from fargate_runner.testing.aws._callbacks import SnsService, StepFunctionsService
 from fargate_runner.testing.aws._ecs import EcsService, Values
 from fargate_runner.testing.aws._engine import Engine
 from fargate_runner.testing.aws._events import Delivery, EventsService, SqsService
@@ -238,6 +239,8 @@ class FakeAws:
         self.s3 = S3Service(self.clock, region=region, account=account, seed=seed)
         self.sts = StsService(self.clock, region=region, account=account)
         self.ec2 = Ec2Service(self.clock, region=region, account=account)
+        self.sns = SnsService(self.clock, region=region, account=account, seed=seed)
+        self.stepfunctions = StepFunctionsService(self.clock)
         self.world = World(
             self.clock,
             region=region,
@@ -270,7 +273,7 @@ class FakeAws:
             service.name: service
             for service in (
                 *(self.ecs, self.logs, self.events, self.sqs, self.ssm, self.secretsmanager),
-                *(self.s3, self.sts, self.ec2),
+                *(self.s3, self.sts, self.ec2, self.sns, self.stepfunctions),
             )
         }
         for cluster in clusters:

@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 _LARGEST_REQUEST: Final = 1 << 30
 _OURS: Final = ("ecs", "logs", "sqs", "events")
-_WITHOUT_MOTO: Final = ("sts", "ssm", "secretsmanager", "ec2")
+_WITHOUT_MOTO: Final = ("sts", "ssm", "secretsmanager", "ec2", "sns", "stepfunctions")
 """What we answer, as far as we can, where moto is not there to do it better."""
 _WELCOME: Final = """\
 This is a fake AWS, made by fargate_runner.testing.aws. It speaks ECS, CloudWatch Logs, SQS and EventBridge{others}.
