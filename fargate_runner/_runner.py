@@ -683,8 +683,7 @@ class Runner(AsyncContextManagerMixin):
                 await live.news()
         finally:
             if ours and not live.finished:
-                live.owned = False  # whatever leaving this runner does with jobs
-                live.let_go()
+                live.let_go()  # whatever leaving this runner does with jobs
         if ours:
             await self._finished(live)
             if live.result is None and self._named.get(live.key) is live:

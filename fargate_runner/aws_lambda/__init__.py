@@ -14,6 +14,12 @@ Jobs from AWS Lambda: a handler that starts, waits and leaves, and a stable key 
 
         return await for_each(event, convert)
 
+A job that outlives the call is seen to its end by another function, from ECS's events::
+
+    @lambda_handler(runner=make_runner)
+    async def supervise(event, context, runner):
+        return await on_task_event(event, runner, notify="arn:aws:sqs:…:jobs-done")
+
 Importing this loads none of its parts: each name is fetched at its first use.
 """
 

@@ -128,7 +128,6 @@ class _Supervisor:
         self._backend = cast("EcsBackend", runner.backend)
         self._destinations = destinations
         self._receipts = receipts
-        self._turns: dict[str, anyio.Lock] = {}
 
     async def take(self, trigger: Trigger) -> str | StillRunning:
         """Do what is to be done for one event, and say what that was."""
@@ -138,9 +137,7 @@ class _Supervisor:
         identity = await self._identity_of(task)
         if identity is None:
             return "ignored"
-        # The same job twice in a batch: one after the other, so that the second finds what the first wrote.
-        async with self._turns.setdefault(identity.key, anyio.Lock()):
-            return await self._go_on(identity, task, trigger)
+        return await self._go_on(identity, task, trigger)
 
     def _is_near(self, task: Mapping[str, Any]) -> bool:
         backend = self._backend
@@ -205,9 +202,9 @@ class _Supervisor:
 
     # ---- telling ---------------------------------------------------------------------------------------------------
 
-    async def tell(self, key: str) -> str | StillRunning:
+    async def tell(self, key: str) -> str:
         """Tell those who want to know that a job is over, unless that was done, or somebody is about to."""
-        runner, call = self._runner, _CALL.get() or _Call()
+        runner = self._runner
         while True:
             page = await runner._read_page(key)
             if page is None or page.result is None:
@@ -219,8 +216,6 @@ class _Supervisor:
                 return "ended"
             now = self._backend.now()
             if callback.claimed_until is not None and now < callback.claimed_until:
-                if anyio.current_time() + _CLAIM_CADENCE >= call.lets_go_at:
-                    return StillRunning(key=key, name=page.name, handle=key)
                 await anyio.sleep(_CLAIM_CADENCE)
                 continue
             # No two claims are alike, so that each knows its own.

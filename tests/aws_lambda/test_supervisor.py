@@ -56,13 +56,14 @@ def anyio_backend(clock: VirtualClock) -> object:
 class World:
     """An account, a journal, and what was told."""
 
-    def __init__(self, clock: VirtualClock) -> None:
+    def __init__(self, clock: VirtualClock, **options: Any) -> None:
         self.clock = clock
         self.exits: list[int] = []
         """The exit codes of the tasks, in their order; 0 when there are no more."""
         self.reclaimed = 0
         """How many tasks Spot takes back."""
-        self.aws = FakeAws(clock=clock, script=self._script, task_script=self._task_script, clusters=("jobs",))
+        known: dict[str, Any] = {"script": self._script, "task_script": self._task_script, "clusters": ("jobs",)}
+        self.aws = FakeAws(clock=clock, **known | options)
         self.journal = MemoryJournal()
         self.told: list[JobResult] = []
         self.options: dict[str, Any] = {}
@@ -227,6 +228,20 @@ class TestAnEnd:
         assert world.runs_of(KEY) == {"1": 1, "2": 1}
         assert world.told == []
 
+    async def test_that_ecs_does_not_show_yet_comes_again(self, clock: VirtualClock) -> None:
+        """DescribeTasks is eventually consistent: an event may be there before it."""
+        world = World(clock, pace=Pace.instant(), visible_after=(90.0, 90.0))
+        await world.submit(JOB)
+        await anyio.sleep(65)
+        event = through_sqs(world.ends()[0])
+        early = await world.deliver(event)
+        await anyio.sleep(60)
+        late = await world.deliver(event)
+
+        assert early == {"batchItemFailures": [{"itemIdentifier": "m0"}]}
+        assert late == {"batchItemFailures": []}
+        assert [one.outcome.kind for one in world.told] == [Kind.SUCCEEDED]
+
     async def test_that_a_waiting_runner_has_written_is_told_all_the_same(self, world: World) -> None:
         async with world.runner() as runner:
             await runner.run(JOB)
@@ -288,7 +303,7 @@ class TestEachEventFiveTimes:
         assert set(world.runs_of(KEY).values()) == {1}
         assert Counter(one.key for one in world.told) == {KEY: 1, "other": 1}
 
-    async def test_in_one_batch_is_done_one_after_the_other(self, world: World) -> None:
+    async def test_in_one_batch_is_done_once(self, world: World) -> None:
         world.exits = [1]
         await world.submit(FLAKY)
         await anyio.sleep(300)
@@ -296,6 +311,14 @@ class TestEachEventFiveTimes:
 
         assert answer == {"batchItemFailures": []}
         assert world.runs_of(KEY) == {"1": 1, "2": 1}
+
+    async def test_in_one_batch_of_the_last_attempt_is_told_once(self, world: World) -> None:
+        await world.submit(JOB)
+        await anyio.sleep(300)
+        answer = await world.deliver(through_sqs(*world.ends() * 5))
+
+        assert answer == {"batchItemFailures": []}
+        assert len(world.told) == 1
 
     async def test_after_the_end_says_nothing_twice(self, world: World) -> None:
         world.exits = [1]
@@ -492,6 +515,17 @@ class TestKilled:
         assert world.runs_of(KEY) == {"1": 1, "2": 1}
         assert world.journal._pages[KEY].ref == page.ref
 
+    async def test_after_a_launch_that_nobody_wrote_the_answer_of(self, world: World) -> None:
+        await world.submit(JOB)
+        await anyio.sleep(300)
+        page = world.journal._pages[KEY]
+        world.journal._pages[KEY] = attrs.evolve(page, ref=None)
+        answer = await world.deliver(world.ends()[0])
+
+        assert answer == ["ended"]
+        assert world.tasks == 1
+        assert [one.outcome.kind for one in world.told] == [Kind.SUCCEEDED]
+
     async def _topic(self, world: World, name: str = "done") -> str:
         made = await world.aws.call("sns", "CreateTopic", {"Name": name})
         return str(made["TopicArn"])
@@ -596,6 +630,29 @@ class TestNothing:
         async with world.does_nothing(reads=1):
             await world.deliver(event)
 
+    @pytest.mark.parametrize(
+        ("region", "cluster", "owner"),
+        [
+            ("eu-west-1", "jobs", "fr/default/"),
+            ("us-east-1", "others", "fr/default/"),
+            ("us-east-1", "jobs", "fr/other/"),
+        ],
+    )
+    async def test_comes_of_what_happens_elsewhere_and_costs_no_call(
+        self, world: World, region: str, cluster: str, owner: str
+    ) -> None:
+        """It is right in itself, and a look would be needed to tell whose it is."""
+        place = f"arn:aws:ecs:{region}:123456789012"
+        event = forged(
+            EVENT,
+            taskArn=f"{place}:task/{cluster}/0123456789abcdef0123456789abcdef",
+            clusterArn=f"{place}:cluster/{cluster}",
+            startedBy=owner + "a" * 52,
+            overrides=None,
+        )
+        async with world.does_nothing():
+            assert await world.deliver(event | {"region": region}) == ["ignored"]
+
     async def test_comes_of_a_task_that_claims_to_be_of_a_job(self, world: World) -> None:
         """Whoever may call RunTask can copy each mark of ours. ECS has it, and it is not what the page names."""
         await world.submit(JOB)
@@ -606,8 +663,20 @@ class TestNothing:
         assert page is not None
         assert page.ref is not None
         (other,) = [event for event in world.ends() if event["detail"]["taskArn"] != page.ref.address]
+        (own,) = [event for event in world.ends() if event["detail"]["taskArn"] == page.ref.address]
         async with world.does_nothing():
             assert await world.deliver(other) == ["ignored"]
+        await world.deliver(own, notify=())
+        async with world.does_nothing():
+            assert await world.deliver(other) == ["ignored"]
+
+    async def test_comes_of_a_job_that_the_journal_has_elsewhere(self, world: World) -> None:
+        await world.submit(JOB)
+        await anyio.sleep(300)
+        page = world.journal._pages[KEY]
+        world.journal._pages[KEY] = attrs.evolve(page, place="ecs/eu-west-1/jobs")
+        async with world.does_nothing():
+            assert await world.deliver(world.ends()[0]) == ["ignored"]
 
     async def test_comes_of_a_job_that_the_journal_does_not_know(self, world: World) -> None:
         await world.submit(JOB)
@@ -765,6 +834,34 @@ class TestTelling:
         assert json.loads(fitted)["id"] == "i"
 
 
+class TestPermissions:
+    async def test_are_those_that_the_page_names(self, world: World) -> None:
+        """Whatever a supervisor calls while jobs fail, are retried and told of is in the table, as IAM names it."""
+        iam = {"stepfunctions": "states"}
+        await world.aws.call("sqs", "CreateQueue", {"QueueName": "done"})
+        topic = (await world.aws.call("sns", "CreateTopic", {"Name": "done"}))["TopicArn"]
+        bus, queue = (f"arn:aws:{what}:us-east-1:123456789012:" for what in ("events", "sqs"))
+        states = [world.aws.stepfunctions.wait_for_token() for _ in range(2)]
+        world.exits = [1, 1, 0, 1]
+        async with world.runner() as runner:
+            await submit_with_callback(FLAKY, runner, task_token=states[0].token)
+            await submit_with_callback(JOB.with_(key="fails"), runner, task_token=states[1].token)
+        before = len(world.aws.calls)
+        notify = [topic, f"{bus}event-bus/default", f"{queue}done"]
+
+        async def deliver(events: list[Any]) -> None:
+            for event in events:
+                await world.deliver(through_sqs(event), notify=notify)
+
+        await world.until_over(KEY, deliver)
+        page = (Path(__file__).parents[2] / "docs/how-to/supervise-by-events.md").read_text()
+        called = {call.called for call in list(world.aws.calls)[before:]}
+        actions = {f"{iam.get(service, service)}:{verb}" for service, verb in (each.split(".") for each in called)}
+
+        assert {action for action in actions if f"`{action}`" not in page} == set()
+        assert actions >= {"ecs:RunTask", "states:SendTaskSuccess", "states:SendTaskFailure", "sns:Publish"}
+
+
 # ---- Step Functions ------------------------------------------------------------------------------------------------
 
 
@@ -828,9 +925,12 @@ class TestAStateThatWaits:
         await anyio.sleep(300)
         await world.deliver(world.ends()[0])
         await self.submit(world, JOB, second.token)
+        answered = second.is_over
         await world.deliver(world.ends()[0])
 
+        assert answered
         assert second.output["status"] == "succeeded"
+        assert world.aws.calls.count("stepfunctions.SendTaskSuccess") == 2
         assert len(world.told) == 1
 
     async def test_is_retried_before_the_end_was_told(self, world: World) -> None:
@@ -838,10 +938,10 @@ class TestAStateThatWaits:
         async with world.runner() as runner:
             await (await submit_with_callback(JOB, runner, task_token=first.token)).wait()
         await self.submit(world, JOB, second.token)
-        told = list(world.told)
+        answered, told = second.is_over, list(world.told)
         await world.deliver(world.ends()[0])
 
-        assert (second.is_over, told, len(world.told)) == (True, [], 1)
+        assert (answered, told, len(world.told)) == (True, [], 1)
 
     async def test_is_answered_by_parallel_copies_once(self, world: World, seed: int) -> None:
         state = world.aws.stepfunctions.wait_for_token()
@@ -856,6 +956,22 @@ class TestAStateThatWaits:
     async def test_needs_a_token(self, world: World, token: Any) -> None:
         with pytest.raises(InvalidJob, match="task_token"):
             await self.submit(world, JOB, token)
+        assert world.tasks == 0
+
+    async def test_is_known_before_anything_is_started(self, world: World) -> None:
+        """Whoever submits may die right after the launch, and the event is sent all the same."""
+        written: list[Page] = []
+        write = world.journal.write
+
+        async def dies(page: Page) -> Page:
+            written.append(await write(page))
+            raise Killed
+
+        world.journal.write = dies  # type: ignore[method-assign]
+        with pytest.raises(BaseExceptionGroup):
+            await self.submit(world, JOB, "t")
+
+        assert [page.callback for page in written] == [Callback(token="t")]
         assert world.tasks == 0
 
     async def test_shows_its_token_to_nobody(self, world: World) -> None:
