@@ -1488,6 +1488,17 @@ class Runner(AsyncContextManagerMixin):
         self._alarms.set(watch, watch.due_at)
         return True
 
+    def _take_note(self, live: _Live, watch: _Watch, newer: Snapshot) -> bool:
+        """Take in on the spot what leaves nothing to do but wait on. False: its supervisor has to see to it."""
+        if not live.parked or live.watch is not watch or newer.ended or anyio.current_time() >= watch.due_at:
+            return False
+        to_be_noted = live.page is not None and live.page.ref is None and newer.started_at is not None
+        if live.letting_go or live.stop is not None or watch.asked is not None or to_be_noted:
+            return False
+        watch.answered()
+        self._see(live, watch.ref, watch, newer)
+        return self._park(live, watch, newer, anyio.current_time())
+
     def _see(self, live: _Live, ref: TaskRef, watch: _Watch, newer: Snapshot) -> None:
         if live.snapshot is None and self._tell:
             self._tell(self._seen(live, ref, watch, newer))
@@ -1795,10 +1806,11 @@ class _Watch:
         """Nothing is overdue before the platform has told how it stands: we stood still, or it was silent."""
         self._phase = 0
 
-    def __call__(self) -> None:
-        """There is news."""
-        self.has_news = True
-        self.wake()
+    def __call__(self, newer: Snapshot | None) -> None:
+        """There is news. *newer* is what the platform told, if it told all that there is to know."""
+        if newer is None or not self.runner._take_note(self.live, self, newer):
+            self.has_news = True
+            self.wake()
 
     def wake(self) -> None:
         """Let the supervisor go on, if it waits."""
