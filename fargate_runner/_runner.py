@@ -12,7 +12,7 @@ import heapq
 import re
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -187,8 +187,8 @@ class _Live:
         self.error: Exception | None = None
         self.scope: CancelScope | None = None
         self.changed: Event | None = None
-        self.on_end: tuple[tuple[Pump, int], ...] = ()
-        """The batches that wait for it, and which of their jobs it is."""
+        self.on_end: tuple[Pump | int, ...] = ()
+        """See `seats`: flat, for there may be ten thousand."""
         self.readers = 0
         self.retired = False
         self.forgotten = False
@@ -237,8 +237,12 @@ class _Live:
         """Nothing more will happen to this job here."""
         self.finished = True
         self.touch()
-        for pump, index in self.on_end:
+        for pump, index in self.seats():
             pump.ended(index, self)
+
+    def seats(self) -> Iterator[tuple[Pump, int]]:
+        """Return the batches that wait for it, and which of their jobs it is."""
+        return cast("Iterator[tuple[Pump, int]]", zip(self.on_end[::2], self.on_end[1::2], strict=True))
 
 
 class JobHandle:
@@ -1175,7 +1179,7 @@ class Runner(AsyncContextManagerMixin):
         if self._tell:
             self._tell(JobAccepted(key=live.key, job=live.name, adopted=adopted))
         live.accepted = True
-        for pump, index in live.on_end:
+        for pump, index in live.seats():
             pump.launched(index)
 
     def _no_longer_ours(self, live: _Live, error: Exception) -> None:
