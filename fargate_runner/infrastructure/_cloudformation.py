@@ -344,6 +344,7 @@ def _function(kind: str, logical: str, handler: str, condition: str, about: str,
     failed = failed or "DeadLetterConfig:\n        TargetArn"
     return f"""
   # {about}
+  # The timeout is enough to start jobs; to wait for their ends, it may be up to 900.
   {logical}:
     Type: {kind}
     Condition: {condition}

@@ -210,12 +210,16 @@ class Access:
             for role in roles
         ]
 
-    def _log_groups(self) -> list[str]:
-        ours = [self.log_group.name]
-        return [self._arn("logs", f"log-group:{name}") for name in dict.fromkeys([*ours, *self.read_log_groups])]
+    def _lines_are_here(self) -> bool:
+        """Whether lines are read at all: never in another region than that of the tasks."""
+        return self.log_group.region in {None, self.region}
+
+    def _log_group(self) -> str:
+        region = self.log_group.region or self.region
+        return f"arn:{self.partition}:logs:{region}:{self.account}:log-group:{self.log_group.name}"
 
     def _streams(self) -> str:
-        return f"{self._log_groups()[0]}:log-stream:{self.log_group.stream_prefix}/*"
+        return f"{self._log_group()}:log-stream:{self.log_group.stream_prefix}/*"
 
     def _queue(self) -> str:
         url = urlsplit(self.events)
@@ -330,18 +334,22 @@ def _passing(access: Access) -> Iterable[dict[str, Any]]:
 
 
 def _lines(access: Access) -> Iterable[dict[str, Any]]:
-    groups = access._log_groups()
-    yield _statement("ReadGroups", ["logs:FilterLogEvents"], [f"{group}:*" for group in groups])
-    others = [f"{group}:log-stream:*" for group in groups[1:]]
+    ours = access._log_group()
     # Who wrote a definition of its own chose the prefix of its streams, too.
-    ours = access._streams() if access.derives else f"{groups[0]}:log-stream:*"
-    yield _statement("ReadStreams", ["logs:GetLogEvents"], [ours, *others])
-    if access.derives and access.log_group.region in {None, access.region}:
+    streams = (
+        {ours: access._streams() if access.derives else f"{ours}:log-stream:*"} if access._lines_are_here() else {}
+    )
+    for group in (access._arn("logs", f"log-group:{name}") for name in access.read_log_groups):
+        streams[group] = f"{group}:log-stream:*"
+    if streams:
+        yield _statement("ReadGroups", ["logs:FilterLogEvents"], [f"{group}:*" for group in streams])
+        yield _statement("ReadStreams", ["logs:GetLogEvents"], list(streams.values()))
+    if access.derives and access._lines_are_here():
         if not access.log_group.create:
             yield _statement("FindLogGroup", ["logs:DescribeLogGroups"], "*")
         else:
             retention = ["logs:PutRetentionPolicy"] if access.log_group.retention_days is not None else []
-            yield _statement("MakeLogGroup", ["logs:CreateLogGroup", *retention], f"{groups[0]}:*")
+            yield _statement("MakeLogGroup", ["logs:CreateLogGroup", *retention], f"{ours}:*")
 
 
 def _stores(access: Access) -> Iterable[dict[str, Any]]:

@@ -194,7 +194,7 @@ resource "aws_ecs_cluster_capacity_providers" "jobs" {
 
 # Tasks reach out, and nobody reaches them.
 resource "aws_security_group" "jobs" {
-  name_prefix = "@name@-"
+  name_prefix = "fargate-runner-@name@-"
   description = "Tasks of fargate_runner (@name@)"
   vpc_id      = var.vpc_id
 
@@ -312,6 +312,7 @@ resource "aws_cloudwatch_event_target" "queue" {
 
 # ---- what survives a crash ------------------------------------------------------------------------------------------
 
+# Not to be destroyed with the rest, unless you take out prevent_destroy.
 resource "aws_dynamodb_table" "journal" {
   name = "@table@"
 
@@ -377,6 +378,7 @@ resource "aws_cloudwatch_log_group" "{name}" {{
 }}
 
 # {about}
+# The timeout is enough to start jobs; to wait for their ends, it may be up to 900.
 resource "aws_lambda_function" "{name}" {{
   count = var.{variable} == "" ? 0 : 1
 

@@ -42,8 +42,10 @@ from tests.contract.ecs_words import Words
 from tests.ecs.conftest import NETWORK
 from tests.infrastructure.iam import ACCOUNT, Need, actions, allowed, needs
 from tests.journal.table import REGION, dynamodb
+from tests.test_house import HEAVY, loaded_by
 
 NAMESPACE = "tests"
+ECS = f"arn:aws:ecs:us-east-1:{ACCOUNT}"
 EXECUTION, TASK, VOLUMES = (f"arn:aws:iam::{ACCOUNT}:role/{name}" for name in ("execution", "task", "volumes"))
 ROLES = Roles(execution=EXECUTION, task=TASK)
 REFERENCE: Mapping[str, Any] = json.loads(
@@ -58,12 +60,12 @@ def made_backend(aws: FakeAws, clock: VirtualClock, **options: Any) -> EcsBacken
     return EcsBackend(**known | options)
 
 
-async def everything(backend: EcsBackend, *, job: Job | None = None) -> None:
+async def everything(backend: EcsBackend, *, job: Job | None = None, namespace: str = NAMESPACE) -> None:
     """Do all that a runner can do with jobs, through two lives of it."""
     words = Words()
     plain = words.prints("one", "two") if job is None else job
     endless = words.waits() if job is None else job.with_(command=["waits"])
-    async with Runner(backend, namespace=NAMESPACE, on_exit="detach") as runner:
+    async with Runner(backend, namespace=namespace, on_exit="detach") as runner:
         await runner.run(plain.with_(key="first"))
         async with anyio.create_task_group() as tasks:
             for number in range(20):
@@ -76,7 +78,7 @@ async def everything(backend: EcsBackend, *, job: Job | None = None) -> None:
         await runner.submit(endless.with_(key="left"))
         await runner.submit(endless.with_(key="overdue", timeout=timedelta(minutes=10)))
     await anyio.sleep(1200)
-    async with Runner(backend, namespace=NAMESPACE, on_exit="detach") as runner:
+    async with Runner(backend, namespace=namespace, on_exit="detach") as runner:
         met = await runner.attach("left")
         await until_a_line(met)
         await met.stop("enough")
@@ -315,6 +317,46 @@ def _known(service: str, action: str) -> Mapping[str, Any]:
     return next(known[name] for name in known if name.lower() == action.lower())
 
 
+class TestWhatIsNotAsked:
+    """Somebody else's of everything."""
+
+    @pytest.mark.parametrize(
+        ("called", "request_"),
+        [
+            ("ecs.RunTask", {"cluster": "others", "taskDefinition": f"{ECS}:task-definition/job:1"}),
+            ("ecs.RunTask", {"cluster": "jobs", "taskDefinition": f"{ECS}:task-definition/theirs:1"}),
+            ("ecs.RunTask", {"cluster": "jobs", "taskDefinition": f"{ECS}:task-definition/report:8"}),
+            ("ecs.RunTask", {"cluster": "jobs", "taskDefinition": f"{ECS}:task-definition/fr-others-job-1:1"}),
+            ("ecs.StopTask", {"cluster": "others", "task": f"{ECS}:task/others/0123456789abcdef"}),
+            ("ecs.DescribeTasks", {"cluster": "others", "tasks": [f"{ECS}:task/others/0123456789abcdef"]}),
+            ("ecs.ListTasks", {"cluster": "others"}),
+            ("ecs.RegisterTaskDefinition", {"family": "theirs"}),
+            (
+                "ecs.RegisterTaskDefinition",
+                {"family": "fr-tests-x", "taskRoleArn": f"arn:aws:iam::{ACCOUNT}:role/admin"},
+            ),
+            ("logs.GetLogEvents", {"logGroupName": "/theirs", "logStreamName": "fr/main/1"}),
+            ("logs.GetLogEvents", {"logGroupName": "/jobs", "logStreamName": "theirs/main/1"}),
+            ("logs.FilterLogEvents", {"logGroupName": "/theirs"}),
+            ("sqs.ReceiveMessage", {"QueueUrl": f"https://sqs.us-east-1.amazonaws.com/{ACCOUNT}/theirs"}),
+            ("sqs.SendMessage", {"QueueUrl": f"https://sqs.us-east-1.amazonaws.com/{ACCOUNT}/jobs-events"}),
+            ("events.PutTargets", {"Rule": "jobs-events", "Targets": [{"Arn": "arn:aws:sqs:us-east-1:1:theirs"}]}),
+            ("s3.PutObject", {"Bucket": "variables", "Key": "theirs/x.env"}),
+            ("s3.GetObject", {"Bucket": "variables", "Key": "jobs/x.env"}),
+            ("ssm.PutParameter", {"Name": "/jobs/secrets/others/x/TOKEN"}),
+            ("dynamodb.Scan", {"TableName": "fargate-jobs"}),
+            ("dynamodb.DeleteTable", {"TableName": "fargate-jobs"}),
+        ],
+    )
+    def test_is_not_allowed(self, called: str, request_: dict[str, Any]) -> None:
+        policy = caller_policy(WHOLE)
+
+        assert not all(allowed(policy, need) for need in needs(called, request_))
+
+    def test_nothing_heavy_is_loaded_for_it(self) -> None:
+        assert not loaded_by("import fargate_runner.infrastructure") & HEAVY
+
+
 class TestExecutionRole:
     def test_reads_what_the_caller_keeps(self) -> None:
         execution, caller = execution_policy(WHOLE), caller_policy(WHOLE)
@@ -322,6 +364,15 @@ class TestExecutionRole:
 
         assert where["ReadSecrets"] == where["KeepSecrets"]
         assert where["ReadVariables"] == where["KeepVariables"]
+
+    def test_writes_lines_where_they_are_to_be(self) -> None:
+        elsewhere = attrs.evolve(WHOLE, log_group=LogGroup(name="/jobs", region="eu-west-1"), read_log_groups=[])
+
+        where = {one["Sid"]: one["Resource"] for one in execution_policy(elsewhere)["Statement"]}
+
+        assert where["WriteLines"] == [f"arn:aws:logs:eu-west-1:{ACCOUNT}:log-group:/jobs:log-stream:fr/*"]
+        # The backend asks for lines in its own region only.
+        assert not any(action.startswith("logs:") for action in actions(caller_policy(elsewhere)))
 
     def test_reads_nothing_that_nobody_keeps(self) -> None:
         plain = Access(region="us-east-1", account=ACCOUNT, cluster="jobs")

@@ -16,9 +16,10 @@ from fargate_runner.infrastructure import Access, Format, Stack, caller_policy, 
 from fargate_runner.infrastructure._policy import execution_policy
 from fargate_runner.testing.aws import FakeAws
 from fargate_runner.testing.clock import VirtualClock
-from tests.infrastructure.iam import ACCOUNT
+from tests.contract.ecs_words import script
+from tests.infrastructure.iam import ACCOUNT, actions, allowed, needs
 from tests.infrastructure.reading import REGION, TERRAFORM, Template, evaluated
-from tests.infrastructure.test_policy import made_backend
+from tests.infrastructure.test_policy import NAMESPACE, everything, made_backend
 from tests.journal.table import dynamodb
 
 PLAIN = Stack()
@@ -32,6 +33,7 @@ WHOLE = Stack(
 )
 STACKS = {"plain": PLAIN, "whole": WHOLE}
 FORMATS: tuple[Format, ...] = ("cloudformation", "sam", "terraform")
+SUBNET = "subnet-0aaaaaaaa00000001"
 EXECUTION, TASK = (f"arn:aws:iam::{ACCOUNT}:role/{name}" for name in ("execution", "task"))
 
 CFN_LINT = "from cfnlint.runner import main; main()"
@@ -134,12 +136,31 @@ class TestCloudFormation:
         assert all(map(both.holds, both.body["Conditions"]))
         assert [target["Id"] for target in both.properties("EventsRule")["Targets"]] == ["queue", "supervisor"]
 
-    async def test_functions_are_told_where_to_run(self, form: Format, stack: Stack) -> None:
-        variables = Template(template(stack, form)).properties("Submit")["Environment"]["Variables"]
+    async def test_a_function_may_do_what_it_does_where_it_is_told_to_run(
+        self, form: Format, stack: Stack, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = Template(template(stack, form), PublicIp="true")
+        aws = FakeAws(clock=clock, script=script, clusters=(stack.name,), log_groups=(stack.log_group,))
+        for name, value in made.properties("Submit")["Environment"]["Variables"].items():
+            known = {"FARGATE_RUNNER_CLUSTER": stack.name, "FARGATE_RUNNER_LOG_GROUP": stack.log_group}
+            known |= {
+                "FARGATE_RUNNER_SUBNETS": SUBNET,
+                "FARGATE_RUNNER_SECURITY_GROUPS": "",
+                "JOURNAL_TABLE": "journal",
+            }
+            monkeypatch.setenv(name, str(known.get(name, value)))
 
-        ours = {name for name in variables if name.startswith("FARGATE_RUNNER_")}
-        read = {"CLUSTER", "SUBNETS", "SECURITY_GROUPS", "PUBLIC_IP", "EXECUTION_ROLE", "TASK_ROLE", "LOG_GROUP"}
-        assert ours == {f"FARGATE_RUNNER_{name}" for name in read}
+        backend = EcsBackend(session=aws.session(), region=REGION, utcnow=clock.utcnow)
+        await everything(backend, namespace=stack.namespace or NAMESPACE)
+
+        policy = made.properties("CallerPolicy")["PolicyDocument"]
+        asked = [need for call in aws.calls for need in needs(call.called, call.request)]
+        assert [need for need in asked if not allowed(policy, need)] == []
+        spare = actions(policy) - {need.action for need in asked}
+        # The queue is for a process that waits; this run had no journal, and no secrets or long environments.
+        assert {action.partition(":")[0] for action in spare} <= {"dynamodb", "s3", "sqs", "ssm"}
+        assert backend.options.network is not None
+        assert backend.options.network.public_ip
 
 
 class TestLimits:
