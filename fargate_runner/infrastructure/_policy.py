@@ -113,7 +113,7 @@ class Access:
     read_log_groups: tuple[str, ...] = attrs.field(default=(), converter=_strings)
     """Other groups that existing definitions write to."""
     namespace: str | None = None
-    """The only one that is used; None for any."""
+    """The only one that is used; None for any. Tasks and lines are those of the whole cluster all the same."""
     tags: bool = False
     """Whether tasks get tags."""
     events: str = ""

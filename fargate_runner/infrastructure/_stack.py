@@ -25,6 +25,7 @@ Format = Literal["cloudformation", "sam", "terraform"]
 Write: TypeAlias = Callable[[Any], list[str]]
 """Writes a structure as lines of a format."""
 
+_KEPT_DAYS: Final = 30
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{1,22}[a-z0-9]\Z", re.ASCII)
 _PLACE: Final = re.compile(r"@(?P<name>[a-z_]+)@")
 _ALONE: Final = re.compile(r"(?P<indent> *)@(?P<name>[a-z_]+)@\Z")
@@ -40,7 +41,7 @@ class Stack:
 
     name: str = "jobs"
     namespace: str | None = None
-    retention_days: int = 30
+    retention_days: int = _KEPT_DAYS
     """How long lines are kept."""
     tags: bool = False
     """Whether callers may tag tasks."""
@@ -104,6 +105,7 @@ class Stack:
                 f" {option} {value}"
                 for option, value in (
                     ("--namespace", self.namespace),
+                    ("--retention-days", "" if self.retention_days == _KEPT_DAYS else self.retention_days),
                     ("--spill-to", self.spill_to),
                     ("--secret-prefix", self.secret_prefix),
                 )

@@ -59,8 +59,8 @@ class TestEveryFormat:
     def test_says_how_it_was_written(self, form: Format) -> None:
         text = template(WHOLE, form)
 
-        options = "--namespace night --spill-to s3://variables/jobs --secret-prefix /jobs/secrets --tags"
-        assert f"fargate-runner init --format {form} --name {WHOLE.name} {options}" in text
+        options = "--namespace night --retention-days 365 --spill-to s3://variables/jobs --secret-prefix /jobs/secrets"
+        assert f"fargate-runner init --format {form} --name {WHOLE.name} {options} --tags\n" in text
 
     def test_has_nothing_left_to_put_in(self, form: Format) -> None:
         assert "@" not in template(WHOLE, form)
