@@ -76,7 +76,7 @@ def draw(series: Series, file: Path) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 4.1), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 4.4), layout="constrained")
     for way, (called, colour, marker) in _STYLES.items():
         points = series.get(way, [])
         if not points:
@@ -97,9 +97,9 @@ def draw(series: Series, file: Path) -> None:
             if point.lost >= 0.005:
                 note: dict[str, Any] = {"textcoords": "offset points", "ha": "left", "fontsize": 8.5, "color": colour}
                 where = point.jobs, point.makespan
-                left.annotate(f"{point.lost * 100:.0f} % of the jobs lost", where, xytext=(8, -15), **note)
+                left.annotate(f"{point.lost * 100:.0f} % lost", where, xytext=(4, -15), **note)
     for axes, title, unit in (
-        (left, "From the first launch to the last end seen", "seconds"),
+        (left, "First launch to last end seen; jobs lost", "seconds"),
         (right, "Calls to ECS", "calls"),
     ):
         axes.set(xscale="log", yscale="log", xlabel="jobs", ylabel=unit)
@@ -116,7 +116,7 @@ def draw(series: Series, file: Path) -> None:
         axes.spines[["left", "bottom"]].set_color(_QUIET)
         axes.tick_params(colors=_INK)
     handles, labels = right.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     # Without a date, the same figures give the same file.
     metadata = {"Date": None} if file.suffix == ".svg" else None
     figure.savefig(file, metadata=metadata, dpi=150, facecolor="white")

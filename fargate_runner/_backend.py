@@ -325,15 +325,16 @@ class Backend(AsyncContextManagerMixin, ABC):
         :raises BackendError: the platform could not be asked; nothing is known about the job
         """
 
-    def watch(self, ref: TaskRef, after: Snapshot, tell: Callable[[], None]) -> bool:
+    def watch(self, ref: TaskRef, after: Snapshot, tell: Callable[[Snapshot | None], None]) -> bool:
         """
         Have *tell* called, once, as soon as `observe` would return or raise: thousands wait so without a task each.
 
-        False, and *tell* is not called: there is news already, or this backend waits in `observe` only (the default).
+        It is given what `observe` would return, or None if that has to be asked, and may call `watch` again. False, and
+        *tell* is not called: there is news already, or this backend waits in `observe` only (the default).
         """
         return False
 
-    def unwatch(self, ref: TaskRef, tell: Callable[[], None]) -> None:
+    def unwatch(self, ref: TaskRef, tell: Callable[[Snapshot | None], None]) -> None:
         """Call off what `watch` was asked for. No error if *tell* was called already."""
 
     @abstractmethod

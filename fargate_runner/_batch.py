@@ -228,7 +228,7 @@ class Pump:
         if live.finished:
             self.ended(index, live)
             return
-        live.on_end += ((self, index),)
+        live.on_end += (self, index)
         if not live.accepted:
             self._launching.add(index)
 

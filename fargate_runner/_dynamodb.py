@@ -31,7 +31,7 @@ _Item = Mapping[str, Mapping[str, Any]]
 _KEYS: Final = {"namespace": "HASH", "key": "RANGE"}
 _INDEX: Final = "open"
 _INDEX_KEYS: Final = {"namespace": "HASH", "open_since": "RANGE"}
-_EXPIRES: Final = "expires_at"
+EXPIRES: Final = "expires_at"
 
 # Amazon DynamoDB Developer Guide, "Quotas" and "Local secondary indexes", autumn 2026.
 _LARGEST_ITEM: Final = 405_000
@@ -255,7 +255,7 @@ class DynamoDBJournal(Journal):
             return item | {"open_since": {"S": _utc(page.accepted_at)}}
         item["ended_at"] = {"S": _utc(page.ended_at)}
         if self._keep_ended is not None:
-            item[_EXPIRES] = {"N": str(int((page.ended_at + self._keep_ended).timestamp()))}
+            item[EXPIRES] = {"N": str(int((page.ended_at + self._keep_ended).timestamp()))}
         return item
 
     def _unpacked(self, item: _Item) -> Page:
@@ -388,21 +388,11 @@ class DynamoDBJournal(Journal):
         raise JournalError(f"{said}; {fix}", journal=self.name)
 
     async def _make_table(self) -> None:
-        index = {
-            "IndexName": _INDEX,
-            "KeySchema": [{"AttributeName": name, "KeyType": kind} for name, kind in _INDEX_KEYS.items()],
-            "Projection": {"ProjectionType": "KEYS_ONLY"},  # each byte more counts against the 400 KB of an item
-        }
         with suppress(ApiError):  # it is there, perhaps by our own first try
             await self._call(
                 "CreateTable",
                 but="ResourceInUseException",
-                BillingMode="PAY_PER_REQUEST",
-                AttributeDefinitions=[
-                    {"AttributeName": name, "AttributeType": "S"} for name in dict.fromkeys((*_KEYS, *_INDEX_KEYS))
-                ],
-                KeySchema=[{"AttributeName": name, "KeyType": kind} for name, kind in _KEYS.items()],
-                LocalSecondaryIndexes=[index],
+                **table_design(),
             )
         with anyio.move_on_after(_MAKING):
             # DescribeTable may not know a table yet that CreateTable has just made.
@@ -424,7 +414,7 @@ class DynamoDBJournal(Journal):
     async def _have_it_forget(self) -> None:
         if await self._forgets():
             return
-        wanted = {"Enabled": True, "AttributeName": _EXPIRES}
+        wanted = {"Enabled": True, "AttributeName": EXPIRES}
         try:
             await self._call("UpdateTimeToLive", but="ValidationException", TimeToLiveSpecification=wanted)
         except ApiError as exc:
@@ -434,7 +424,23 @@ class DynamoDBJournal(Journal):
     async def _forgets(self) -> bool:
         found = (await self._call("DescribeTimeToLive"))["TimeToLiveDescription"]
         enabled = found.get("TimeToLiveStatus") in {"ENABLED", "ENABLING"}
-        return enabled and found.get("AttributeName") == _EXPIRES
+        return enabled and found.get("AttributeName") == EXPIRES
+
+
+def table_design() -> dict[str, Any]:
+    """Return what CreateTable is told of the table of a journal, beside its name."""
+    index = {
+        "IndexName": _INDEX,
+        "KeySchema": [{"AttributeName": name, "KeyType": kind} for name, kind in _INDEX_KEYS.items()],
+        "Projection": {"ProjectionType": "KEYS_ONLY"},  # each byte more counts against the 400 KB of an item
+    }
+    names = dict.fromkeys((*_KEYS, *_INDEX_KEYS))
+    return {
+        "BillingMode": "PAY_PER_REQUEST",
+        "AttributeDefinitions": [{"AttributeName": name, "AttributeType": "S"} for name in names],
+        "KeySchema": [{"AttributeName": name, "KeyType": kind} for name, kind in _KEYS.items()],
+        "LocalSecondaryIndexes": [index],
+    }
 
 
 def _schema(described: Mapping[str, Any]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import heapq
 import re
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -195,8 +195,8 @@ class _Live:
         self.error: Exception | None = None
         self.scope: CancelScope | None = None
         self.changed: Event | None = None
-        self.on_end: tuple[tuple[Pump, int], ...] = ()
-        """The batches that wait for it, and which of their jobs it is."""
+        self.on_end: tuple[Pump | int, ...] = ()
+        """See `seats`: flat, for there may be ten thousand."""
         self.readers = 0
         self.retired = False
         self.forgotten = False
@@ -245,8 +245,12 @@ class _Live:
         """Nothing more will happen to this job here."""
         self.finished = True
         self.touch()
-        for pump, index in self.on_end:
+        for pump, index in self.seats():
             pump.ended(index, self)
+
+    def seats(self) -> Iterator[tuple[Pump, int]]:
+        """Return the batches that wait for it, and which of their jobs it is."""
+        return cast("Iterator[tuple[Pump, int]]", zip(self.on_end[::2], self.on_end[1::2], strict=True))
 
 
 class JobHandle:
@@ -1269,7 +1273,7 @@ class Runner(AsyncContextManagerMixin):
         if self._tell:
             self._tell(JobAccepted(key=live.key, job=live.name, adopted=adopted))
         live.accepted = True
-        for pump, index in live.on_end:
+        for pump, index in live.seats():
             pump.launched(index)
 
     def _no_longer_ours(self, live: _Live, error: Exception) -> None:
@@ -1583,6 +1587,17 @@ class Runner(AsyncContextManagerMixin):
         live.touch()
         return True
 
+    def _take_note(self, live: _Live, watch: _Watch, newer: Snapshot) -> bool:
+        """Take in on the spot what leaves nothing to do but wait on. False: its supervisor has to see to it."""
+        if not live.parked or live.watch is not watch or newer.ended or anyio.current_time() >= watch.due_at:
+            return False
+        to_be_noted = live.page is not None and live.page.ref is None and newer.started_at is not None
+        if live.letting_go or live.stop is not None or watch.asked is not None or to_be_noted:
+            return False
+        watch.answered()
+        self._see(live, watch.ref, watch, newer)
+        return self._park(live, watch, newer, anyio.current_time())
+
     def _see(self, live: _Live, ref: TaskRef, watch: _Watch, newer: Snapshot) -> None:
         if live.snapshot is None and self._tell:
             self._tell(self._seen(live, ref, watch, newer))
@@ -1890,10 +1905,11 @@ class _Watch:
         """Nothing is overdue before the platform has told how it stands: we stood still, or it was silent."""
         self._phase = 0
 
-    def __call__(self) -> None:
-        """There is news."""
-        self.has_news = True
-        self.wake()
+    def __call__(self, newer: Snapshot | None) -> None:
+        """There is news. *newer* is what the platform told, if it told all that there is to know."""
+        if newer is None or not self.runner._take_note(self.live, self, newer):
+            self.has_news = True
+            self.wake()
 
     def wake(self) -> None:
         """Let the supervisor go on, if it waits."""

@@ -1,4 +1,4 @@
-"""The commands: `run`, `map`, `attach`, `stop` and `reap`."""
+"""The commands: `run`, `map`, `attach`, `stop`, `reap`, `policy` and `init`."""
 
 from __future__ import annotations
 
@@ -879,6 +879,109 @@ def reap(
     for one in found if not quiet else ():
         done = "stopped" if one.stopped else "would stop"
         click.echo(clean(f"{done} {one.key} (attempt {one.attempt}): {one.reason}"))
+    return 0
+
+
+def _out(command: Callable[..., int]) -> Callable[..., int]:
+    """The options of commands that write a file."""
+    for option in (
+        click.option("--force", is_flag=True, help="Write over what is there."),
+        click.option("--out", metavar="PLACE", help="A file, or a directory.  [default: stdout]"),
+    ):
+        command = option(command)
+    return command
+
+
+def _variable(name: str, **settings: Any) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    variable = f"FARGATE_RUNNER_{name.removeprefix('--').replace('-', '_').upper()}"
+    return click.option(name, envvar=variable, show_envvar=True, **settings)
+
+
+@app.command(
+    epilog="Exits with 0, or with 2 if something is missing or cannot be right.",
+    short_help="Write the IAM policy that callers need.",
+)
+@click.option(
+    "--from", "source", metavar="MODULE:NAME", help="An EcsBackend or a Runner, or a function that makes one."
+)
+@click.option(
+    "--for",
+    "whose",
+    type=click.Choice(("caller", "execution")),
+    default="caller",
+    show_default=True,
+    help="Who runs jobs, or the execution role of tasks.",
+)
+@_variable("--cluster", metavar="NAME", help="Its name or ARN.")
+@click.option("--region", metavar="NAME", help="[default: by the cluster's ARN, or from the environment]")
+@click.option("--account", metavar="NUMBER", help="[default: by an ARN, or that of the credentials in use]")
+@_variable("--execution-role", metavar="ARN", help="What pulls images and writes lines.")
+@_variable("--task-role", metavar="ARN", help="What jobs may do.")
+@click.option("--role", "roles", multiple=True, metavar="ARN", help="Another that tasks get; of single jobs, say.")
+@click.option("--volume-role", "volume_roles", multiple=True, metavar="ARN", help="What makes EBS volumes.")
+@_variable("--log-group", metavar="NAME", help="Where lines go.  [default: /fargate-runner]")
+@click.option("--retention-days", type=int, metavar="N", help="How long a log group that is made keeps them.")
+@click.option("--log-group-is-there", is_flag=True, help="It is not to be made: LogGroup(create=False).")
+@click.option("--read-log-group", "read_log_groups", multiple=True, metavar="NAME", help="Where existing ones write.")
+@click.option("--definition", "definitions", multiple=True, metavar="NAME", help="An existing one: family, family:7.")
+@click.option("--existing-only", is_flag=True, help="No definitions are derived from jobs.")
+@click.option("--tags", is_flag=True, help="Tasks get tags.")
+@click.option("--events", metavar="QUEUE", help="Name or URL of the queue that is waited by.")
+@click.option("--journal", metavar="TABLE", help="Name or ARN of the table of a DynamoDBJournal.")
+@click.option("--spill-to", metavar="PLACE", help="s3://bucket/prefix, for long environments.")
+@click.option("--secret-prefix", metavar="PATH", help="In the Parameter Store, for secrets by value.")
+@click.option("--namespace", metavar="NAME", help="The only one that is used.  [default: any]")
+@click.option(
+    "--also",
+    multiple=True,
+    type=click.Choice(("discover", "make-events", "make-journal", "prune")),
+    help="What is done beside running jobs.",
+)
+@_out
+@click.pass_obj
+def policy(
+    backends: Mapping[str, Callable[[], Backend]], /, *, out: str | None, force: bool, whose: Any, **options: Any
+) -> int:
+    """
+    Write the least that IAM has to allow, for the configuration in use, as JSON.
+
+    \b
+        fargate-runner policy --from app:make_runner
+        fargate-runner policy --cluster jobs --execution-role arn:aws:iam::123456789012:role/jobs-execution
+    """
+    from fargate_runner.cli import _infrastructure
+
+    text = _infrastructure.policy_text(backends, whose=whose, **options)
+    _infrastructure.write(text, out, file_name="policy.json", force=force)
+    return 0
+
+
+@app.command(
+    epilog="Exits with 0, or with 2 if something cannot be right or is there already.",
+    short_help="Write infrastructure to deploy.",
+)
+@click.option(
+    "--format", "form", required=True, type=click.Choice(("cloudformation", "sam", "terraform")), help="As what."
+)
+@click.option("--name", default="jobs", show_default=True, help="What all names begin with.")
+@click.option("--namespace", metavar="NAME", help="The only one that may be used.  [default: any]")
+@click.option("--retention-days", type=int, default=30, show_default=True, metavar="N", help="How long lines are kept.")
+@click.option("--tags", is_flag=True, help="Tasks may get tags.")
+@click.option("--spill-to", default="", metavar="PLACE", help="s3://bucket/prefix of yours, for long environments.")
+@click.option("--secret-prefix", default="", metavar="PATH", help="In the Parameter Store, for secrets by value.")
+@_out
+def init(*, form: Any, out: str | None, force: bool, **fields: Any) -> int:
+    """
+    Write what has to stand in an AWS account for jobs to run: cluster, log group, roles, a security group, the queue
+    of events with its rule, the table of a journal, and functions for handlers of yours.
+
+    \b
+        fargate-runner init --format cloudformation --name reports --out template.yaml
+    """
+    from fargate_runner.cli import _infrastructure
+
+    text = _infrastructure.stack_text(form, **fields)
+    _infrastructure.write(text, out, file_name=_infrastructure.file_name(form), force=force)
     return 0
 
 

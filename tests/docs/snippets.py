@@ -49,7 +49,9 @@ MARKERS = {
     "console": {"run", "needs docker", _SKIPPED},
 }
 # Commands that a reader has or installs; whether this machine has them says nothing about the page.
-OUTSIDE = frozenset({"apt-get", "aws", "cd", "docker", "export", "git", "pip", "podman", "source", "sudo"})
+OUTSIDE = frozenset(
+    {"apt-get", "aws", "cd", "docker", "export", "git", "pip", "podman", "sam", "source", "sudo", "terraform"}
+)
 
 _FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<ticks>`{3,}|~{3,})[ \t]*(?P<info>[^`]*)$")
 _COMMENT = re.compile(r"[ \t]*<!--\s*docs?\b(?P<rest>.*?)(?:-->\s*)?$", re.IGNORECASE)

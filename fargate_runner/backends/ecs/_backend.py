@@ -68,6 +68,19 @@ _KEPT_BY_ECS: Final = 2 * 3600.0
 """Seconds after which ECS has surely dropped a stopped task; it promises one hour."""
 
 
+@attrs.frozen
+class _Plan:
+    """How several identical jobs are launched by one call, for all but the first of them."""
+
+    job: Job
+    shared: Identity
+    request: dict[str, Any]
+    definition: Definition
+
+    def is_of(self, job: Job, identity: Identity) -> bool:
+        return job is self.job and identity.shared == self.shared
+
+
 @attrs.define
 class _Placed:
     """What this process remembers of a task that it launched or found."""
@@ -252,6 +265,7 @@ class EcsBackend(Backend):
         self._parameters_of: dict[str, set[str]] = {}
         self._checking = anyio.Lock()
         self._groups: dict[str, _Group] = {}
+        self._plan_of_all: _Plan | None = None
         async with self._api.running():
             if not is_warm:
                 await self._look_up()
@@ -297,8 +311,12 @@ class EcsBackend(Backend):
             request, definition = await self._plan_existing(job, identity, options)
         elif job.image is None:
             raise InvalidJob("image", None, "ECS runs containers", "give the job an image, or an ecs.task_definition")
+        elif (plan := self._plan_of_all) is not None and plan.is_of(job, identity) and not parameters:
+            request, definition = plan.request, plan.definition
         else:
             request, definition = await self._plan_derived(job, identity, options, parameters)
+            if identity.shared is not None:
+                self._plan_of_all = _Plan(job, identity.shared, request, definition)
         token: str = request["clientToken"]
         launches = request["count"] if _wire.is_on_fargate(request) else 0
         await self._turns.wait(token, launches=launches, spot=_wire.is_spot(request))
@@ -725,11 +743,11 @@ class EcsBackend(Backend):
         evidence = f"{snapshot.proof.evidence}; started by RunTask request {placed.request_id}".removeprefix("; ")
         return attrs.evolve(snapshot, proof=attrs.evolve(snapshot.proof, evidence=evidence))
 
-    def watch(self, ref: TaskRef, after: Snapshot, tell: Callable[[], None]) -> bool:
+    def watch(self, ref: TaskRef, after: Snapshot, tell: Callable[[Snapshot | None], None]) -> bool:
         self._check_open()
         return ref.address not in self._forgotten and self._watch.watch(ref.address, after, tell)
 
-    def unwatch(self, ref: TaskRef, tell: Callable[[], None]) -> None:
+    def unwatch(self, ref: TaskRef, tell: Callable[[Snapshot | None], None]) -> None:
         self._watch.unwatch(ref.address, tell)
 
     def _hear(self, task: Mapping[str, Any]) -> bool:

@@ -274,23 +274,14 @@ async def make_events(api: Api, queue: str, cluster: str, *, namespace: str | No
     known = await api.call("sqs.GetQueueAttributes", QueueUrl=url, AttributeNames=["QueueArn", "Policy"])
     arn, policy = known["Attributes"]["QueueArn"], known["Attributes"].get("Policy", "")
     place = ":".join((*arn.split(":")[:2], "{}", *arn.split(":")[3:5]))
-    wanted = _policy(arn, f"{place.format('events')}:rule/{name}")
+    wanted = queue_policy(arn, f"{place.format('events')}:rule/{name}")
     if policy and json.loads(policy) != wanted:
         said = f"the queue {name!r} has a policy of its own; take another name, or add to it: {json.dumps(wanted)}"
         raise BackendError(said, operation="SetQueueAttributes", code="PolicyExists")
     if not policy:
         await api.call("sqs.SetQueueAttributes", QueueUrl=url, Attributes={"Policy": json.dumps(wanted)})
-    pattern = {
-        "source": ["aws.ecs"],
-        "detail-type": ["ECS Task State Change"],
-        "detail": {
-            "clusterArn": [f"{place.format('ecs')}:cluster/{_wire.cluster_name(cluster)}"],
-            "startedBy": [{"prefix": _wire.started_by_prefix(namespace)}],
-            "lastStatus": ["PENDING", "RUNNING", "STOPPED"],
-        },
-    }
-    about = "Tasks of fargate_runner, for the queue of the same name"
-    await api.call("events.PutRule", Name=name, EventPattern=json.dumps(pattern), State="ENABLED", Description=about)
+    pattern = json.dumps(rule_pattern(f"{place.format('ecs')}:cluster/{_wire.cluster_name(cluster)}", namespace))
+    await api.call("events.PutRule", Name=name, EventPattern=pattern, State="ENABLED", Description=ABOUT_RULE)
     put = await api.call("events.PutTargets", Rule=name, Targets=[{"Id": _TARGET, "Arn": arn}])
     if put.get("FailedEntryCount"):
         failed: Mapping[str, Any] = next(iter(put.get("FailedEntries") or ()), {})
@@ -299,6 +290,12 @@ async def make_events(api: Api, queue: str, cluster: str, *, namespace: str | No
     return url
 
 
+ABOUT_RULE: Final = "Tasks of fargate_runner, for the queue of the same name"
+QUEUE_ATTRIBUTES: Final[Mapping[str, int]] = {
+    "MessageRetentionPeriod": _RETENTION,
+    "VisibilityTimeout": _HIDDEN,
+    "ReceiveMessageWaitTimeSeconds": _LONG_POLL,
+}
 _TARGET: Final = "queue"
 
 
@@ -311,11 +308,7 @@ def _rule_name(queue: str) -> str:
 
 
 async def _make_queue(api: Api, name: str) -> str:
-    attributes = {
-        "MessageRetentionPeriod": str(_RETENTION),
-        "VisibilityTimeout": str(_HIDDEN),
-        "ReceiveMessageWaitTimeSeconds": str(_LONG_POLL),
-    }
+    attributes = {attribute: str(seconds) for attribute, seconds in QUEUE_ATTRIBUTES.items()}
     try:
         made = await api.call("sqs.CreateQueue", QueueName=name, Attributes=attributes)
     except ApiError as exc:
@@ -325,7 +318,21 @@ async def _make_queue(api: Api, name: str) -> str:
     return str(made["QueueUrl"])
 
 
-def _policy(queue: str, rule: str) -> dict[str, Any]:
+def rule_pattern(cluster: str, namespace: str | None = None) -> dict[str, Any]:
+    """Return what events the rule lets through: those of our tasks in the cluster of that ARN."""
+    return {
+        "source": ["aws.ecs"],
+        "detail-type": ["ECS Task State Change"],
+        "detail": {
+            "clusterArn": [cluster],
+            "startedBy": [{"prefix": _wire.started_by_prefix(namespace)}],
+            "lastStatus": ["PENDING", "RUNNING", "STOPPED"],
+        },
+    }
+
+
+def queue_policy(queue: str, rule: str) -> dict[str, Any]:
+    """Return who may send to the queue of that ARN: the rule of that ARN, and nobody else."""
     statement = {
         "Sid": "OnlyTheRuleOfThisQueue",
         "Effect": "Allow",

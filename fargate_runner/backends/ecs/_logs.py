@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
 
 import anyio
+import anyio.lowlevel
 import attrs
 
 from fargate_runner._errors import BackendError, LogsUnavailable
@@ -53,6 +54,8 @@ _SKEW: Final = 60_000
 """By how many milliseconds a line may seem to be older than its task: a host has a clock of its own."""
 _BATCH: Final = 200
 """Lines that are made at a time."""
+_TURN: Final = 5
+"""Batches after which others get their turn: a page has fifty."""
 _EPOCH: Final = datetime.fromtimestamp(0, UTC)
 _LATER: Final = tuple(timedelta(milliseconds=n) for n in range(1000))
 """What to add to a whole second, by milliseconds: a fifth of the time of asking the calendar for every line."""
@@ -546,7 +549,9 @@ class LogReader:
             more = True
             while more:
                 events, more = await self._page(group, cursor)
-                for lines in cursor.joined.batches(events):
+                for number, lines in enumerate(cursor.joined.batches(events)):
+                    if number % _TURN == _TURN - 1:
+                        await anyio.lowlevel.checkpoint()
                     yield lines
             yield cursor.joined.rest()
 
@@ -611,7 +616,9 @@ class LogReader:
             while pending:
                 cursor = pending.pop(0)
                 events, more = await self._page(group, cursor)
-                for lines in cursor.joined.batches(events):
+                for number, lines in enumerate(cursor.joined.batches(events)):
+                    if number % _TURN == _TURN - 1:
+                        await anyio.lowlevel.checkpoint()
                     yield lines
                 if more:
                     pending.append(cursor)

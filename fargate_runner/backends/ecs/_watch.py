@@ -155,7 +155,7 @@ class _Entry:
         self.errors = 0
         self.hint: _Hint | None = None
         self.changed: anyio.Event | None = None
-        self.watcher: Callable[[], None] | None = None
+        self.watcher: Callable[[Snapshot | None], None] | None = None
         """Who is called once more is known than `watched_after`, or there are more errors than `watched_errors`."""
         self.watched_after: Snapshot | None = None
         self.watched_errors = 0
@@ -171,7 +171,9 @@ class _Entry:
         if self.watcher is not None and self.has_news(self.watched_after, self.watched_errors):
             call, self.watcher, self.watched_after = self.watcher, None, None
             self.waiting -= 1
-            call()
+            known = self.snapshot
+            # An end is for `observe`, which sees to more than telling it.
+            call(None if self.errors != self.watched_errors or known is None or known.ended else known)
 
     def has_news(self, after: Snapshot | None, errors: int) -> bool:
         """Whether more is known than *after*, or something went wrong since."""
@@ -269,7 +271,7 @@ class Watch:
         finally:
             entry.waiting -= 1
 
-    def watch(self, arn: str, after: Snapshot, tell: Callable[[], None]) -> bool:
+    def watch(self, arn: str, after: Snapshot, tell: Callable[[Snapshot | None], None]) -> bool:
         """Have *tell* called once when there is news of a task that is known here; see `Backend.watch`."""
         entry = self._entries.get(arn)
         if entry is None or entry.watcher is not None or entry.snapshot is None:
@@ -283,7 +285,7 @@ class Watch:
         self._rouse(entry)
         return True
 
-    def unwatch(self, arn: str, tell: Callable[[], None]) -> None:
+    def unwatch(self, arn: str, tell: Callable[[Snapshot | None], None]) -> None:
         """Call off `watch`."""
         entry = self._entries.get(arn)
         if entry is not None and entry.watcher is tell:
