@@ -175,7 +175,8 @@ def rows(measured: Measured) -> list[Row]:
         Row("jobs with a line lost, doubled or moved", measured.wrong_lines(), 1, "jobs", f"{jobs:,} jobs", 0.0),
         Row("tasks launched", len(aws.world.tasks), jobs, "tasks", "one for each job", 1.0),
         Row("throttled calls", aws.calls.throttled.total(), 1, "calls", f"{len(aws.calls):,} calls", 0.0),
-        _for_each_job(aws, jobs, "ecs", 2.0, "RunTask, and the looks of all"),
+        # Of few jobs, fewer share a look.
+        _for_each_job(aws, jobs, "ecs", 2.0 if jobs >= 1000 else 2.1, "RunTask, and the looks of all"),
         _for_each_job(aws, jobs, "logs", 2.0, "the sweeps of all, and last lines"),
         _in_a_sweep(aws, "ecs.DescribeTasks", sweep),
         *_log_sweeps(measured.sweeps()),
