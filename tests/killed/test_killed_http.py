@@ -20,7 +20,7 @@ from tests.killed import account
 from tests.killed.batch import ENDS, Plan
 from tests.killed.lives import how_many
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.sweep, pytest.mark.timeout(600)]
 
 PARTS = 5
 POINTS = how_many("FARGATE_RUNNER_KILLED_POINTS", 40)

@@ -17,7 +17,7 @@ from fargate_runner.testing.aws import ContainerRun, ContainerScript, FakeAws, I
 from tests.ecs import truths
 from tests.killed.lives import how_many
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.sweep, pytest.mark.timeout(600)]
 
 ROOT: Final = Path(__file__).parents[2]
 JOBS: Final = 150
