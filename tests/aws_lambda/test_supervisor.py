@@ -1055,6 +1055,7 @@ def fails_once(container: ContainerRun) -> ContainerScript:
     return ContainerScript(run_for=0.1, exit_code=exit_code, lines=("done",))
 
 
+@pytest.mark.sweep
 class TestFiveProcesses:
     KEYS = tuple(f"job/{number}" for number in range(4))
 

@@ -22,6 +22,8 @@ from tests.infrastructure.reading import REGION, TERRAFORM, Template, evaluated
 from tests.infrastructure.test_policy import NAMESPACE, everything, made_backend
 from tests.journal.table import dynamodb
 
+pytestmark = pytest.mark.sweep
+
 PLAIN = Stack()
 WHOLE = Stack(
     name="reports-of-the-whole-day",
