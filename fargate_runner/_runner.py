@@ -1175,19 +1175,11 @@ class Runner(AsyncContextManagerMixin):
 
     async def _turned(self, page: Page) -> bool:
         """Write a page as it is, so that nobody writes it who has read it before. False: another one was faster."""
-        assert self.journal is not None
-        tries = 0
-        while True:
-            tries += 1
-            try:
-                await self.journal.write(page)
-                return True
-            except Overtaken:
-                return False
-            except JournalError as exc:
-                if not exc.retryable or tries == _TRIES:
-                    raise
-            await anyio.sleep(_pause(tries))
+        try:
+            await self._turn(page)
+        except Overtaken:
+            return False
+        return True
 
     async def _intent(self, live: _Live, launch: Launch) -> Launch:
         """Write down what is about to be sent; return it as it can be read again, for the same bytes each time."""
