@@ -108,6 +108,40 @@ async def test_a_job_that_ended_meanwhile_is_found_with_its_end(key: str) -> Non
     assert (end.cause, end.exit_code) == (Cause.EXITED, 6)
 
 
+_ENDED = b'"Status":"exited","Running":false,"Paused":false,"Restarting":false'
+_REMOVING = b'"Status":"removing","Running":false,"Paused":null,"Restarting":null'
+_CREATED = b'"Status":"created","Running":false,"Paused":false'
+_NEVER = b'"Status":"removing","Running":false,"Paused":null'
+
+
+async def test_a_job_whose_container_is_just_being_removed_is_told_with_its_end(tmp_path: Any, key: str) -> None:
+    token = killed_owner(key, "echo ready; exit 6")
+    docker("wait", f"fr-{token}")
+
+    async with wire(f"{tmp_path}/d.sock") as way, DockerBackend(f"unix://{tmp_path}/d.sock") as backend:
+        (ref,) = await backend.find("docker", key)
+        way.rewritten, way.has_looked = (_ENDED, _REMOVING), False
+        way.then = partial(docker, "rm", f"fr-{token}")
+        end = await backend.observe(ref)
+
+    assert way.then is None
+    assert (end.cause, end.exit_code) == (Cause.EXITED, 6)
+
+
+async def test_a_container_that_was_never_started_and_is_being_removed_has_not_succeeded(
+    tmp_path: Any, key: str
+) -> None:
+    async with wire(f"{tmp_path}/d.sock") as way, DockerBackend(f"unix://{tmp_path}/d.sock") as backend:
+        launch = await backend.prepare(shell("exit 5"), Identity(namespace="docker", key=key, attempt=1))
+        abandoned(f"fr-{launch.token}", key, launch.token, owner_label(host="another/machine"))
+        ref = _ref_of(inspected(f"fr-{launch.token}")["Config"]["Labels"])
+        way.rewritten = (_CREATED, _NEVER)
+        end = await backend.observe(ref)
+
+    assert (end.cause, end.exit_code) == (Cause.VANISHED, None)
+    assert containers(launch.token) == []
+
+
 async def test_a_job_stopped_by_hand_meanwhile_has_not_just_exited(key: str) -> None:
     token = killed_owner(key, "trap 'exit 0' TERM; echo ready; sleep 60 & wait")
     docker("stop", f"fr-{token}")
@@ -317,6 +351,8 @@ class Wire:
         self.then: Callable[[], object] | None = None
         """Done once, between the first look at a container and whatever is asked for next."""
         self.has_looked = False
+        self.rewritten: tuple[bytes, bytes] | None = None
+        """What the engine says, and what arrives in its place, of the same length."""
 
     def cut(self) -> None:
         self.is_cut = True
@@ -357,6 +393,8 @@ class Wire:
                     await asyncio.sleep(0.5)  # a short job is over by then
                     sink.transport.abort()
                     return
+                if self.rewritten is not None:
+                    received = received.replace(*self.rewritten)
                 sink.write(received)
                 await sink.drain()
         sink.close()

@@ -71,6 +71,8 @@ _LATE_START_PAUSES: Final = (0.2, 0.3, 0.5, 1.0, 1.0)
 """Seconds between looks at what a dead process has created: its last request may be under way, and the job be quick."""
 _KEPT: Final = timedelta(hours=1)
 """How long an ended attempt of a dead process is kept, as ECS keeps stopped tasks."""
+_OVER: Final = {"exited", "dead", "removing"}
+"""What the engine calls a container that does not run and has no way back. What is being removed may never have run."""
 _INIT_CODES: Final = {1, 126, 127}
 _INIT_WITHIN: Final = timedelta(seconds=10)
 
@@ -359,7 +361,7 @@ class DockerBackend(Backend):
         try:
             if job is None or job["State"] == "created":
                 await self._remove_unstarted(token, group)
-            elif job["State"] in {"exited", "dead"}:
+            elif job["State"] in _OVER:
                 found = await self._engine.inspect(job["Id"])
                 end = _spec.moment(found["State"]["FinishedAt"]) if found else None
                 if end is None or datetime.now(UTC) - end > _KEPT:
@@ -973,7 +975,7 @@ class DockerBackend(Backend):
                 await self._engine.wait(member.where)
                 found = await self._engine.inspect(member.where)
                 record.trouble, since = None, None
-                if found is None or found["State"]["Status"] in {"exited", "dead"}:
+                if found is None or found["State"]["Status"] in _OVER:
                     return found
             except Refused as exc:
                 if exc.status == 404:
@@ -998,7 +1000,7 @@ class DockerBackend(Backend):
         record.job.over.set()
         while record.stops:
             await record.changed.wait()
-        if found is None:
+        if found is None or not (_was_started(found) or found["State"].get("Error")):
             await self._insist(record, partial(self._clear, record))
             record.tell(_vanished(record.snapshot))
             return
@@ -1195,7 +1197,7 @@ class DockerBackend(Backend):
         for found in await self._engine.list(f"{LABEL}namespace={namespace}", f"{LABEL}role=job"):
             labels = found["Labels"]
             if (
-                found["State"] not in {"exited", "dead", "removing"}
+                found["State"] not in _OVER
                 and _is_launch(found)
                 and _spec.job_name(labels[f"{LABEL}token"]) not in self._records
             ):
@@ -1262,7 +1264,7 @@ class DockerBackend(Backend):
         created = _spec.moment(found["Created"])
         signals = (
             await self._engine.signals_sent(found["Id"], created)
-            if created is not None and status in {"exited", "dead"}
+            if created is not None and status in _OVER
             else ()
         )
         if (known := self._records.get(address)) is not None:
@@ -1272,7 +1274,7 @@ class DockerBackend(Backend):
         self._records[address] = self._by_id[found["Id"]] = record
         self._watch_kills()
         self._tasks.start_soon(self._see_through, record, found)
-        if status in {"exited", "dead"} or found["State"].get("Error"):
+        if status in _OVER or found["State"].get("Error"):
             # Those who ask whether it is over get the answer at once.
             while not record.ended and record.trouble is None:
                 await record.changed.wait()
@@ -1320,7 +1322,7 @@ class DockerBackend(Backend):
     async def _see_adopted(self, record: _Record, found: dict[str, Any]) -> None:
         """Watch what another process has launched to its end."""
         last = await self._until_started(record, found)
-        if last is not None and last["State"]["Status"] not in {"exited", "dead", "created"}:
+        if last is not None and last["State"]["Status"] not in {*_OVER, "created"}:
             record.job.started.set()
             record.reach(Phase.RUNNING, started_at=_spec.moment(last["State"]["StartedAt"]))
             async with anyio.create_task_group() as watchers:
