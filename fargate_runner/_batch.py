@@ -144,7 +144,7 @@ class Pump:
         self._closed = False
         self._failure: Exception | None = None
         self._pumping = CancelScope()
-        self._changed = Event()
+        self._changed: Event | None = None
 
     @property
     def is_done(self) -> bool:
@@ -297,10 +297,13 @@ class Pump:
 
     def _touch(self) -> None:
         """Wake whoever waits for news of the batch."""
-        self._changed.set()
-        self._changed = Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     async def _news(self) -> None:
+        if self._changed is None:
+            self._changed = Event()
         await self._changed.wait()
 
     async def settled(self) -> None:
@@ -483,7 +486,8 @@ class Launching:
                     return None
                 launch = await write()
                 self._ready += 1
-                self._touch()
+                if self._ready == self.size - 1:
+                    self._touch()
                 await self._until(lambda: self._is_on or self._in_doubt)
                 if self._in_doubt:
                     return launch if await was_written() else None

@@ -24,7 +24,7 @@ import attrs
 from anyio import AsyncContextManagerMixin, CancelScope, Event
 from anyio.abc import TaskGroup
 
-from fargate_runner._backend import TOO_LATE, Backend, Identity, Launch, TaskRef, Together
+from fargate_runner._backend import TOO_LATE, Backend, Identity, Launch, TaskRef, Together, clock_of_loop
 from fargate_runner._batch import Batch, Launching, Pump, Room
 from fargate_runner._errors import (
     BackendError,
@@ -401,6 +401,7 @@ class Runner(AsyncContextManagerMixin):
         self._on_exit = on_exit
         self._tell = Observers(observers)
         self._utcnow = utcnow
+        self._now: Callable[[], float] = anyio.current_time
         self._tasks: TaskGroup | None = None
         self._closing = False
         self._lives: dict[_Live, None] = {}  # in their order: the same program does the same each time
@@ -415,6 +416,7 @@ class Runner(AsyncContextManagerMixin):
         if self._tasks is not None:
             raise RunnerClosed("this runner was used before; make a new one")
         failure: BaseException | None = None
+        self._now = clock_of_loop()
         async with AsyncExitStack() as stack:
             if self.journal is not None:
                 if not self.journal.is_open:
@@ -673,7 +675,7 @@ class Runner(AsyncContextManagerMixin):
         first, doubts = _attempt_of(page), 0
         try:
             while not live.finished:
-                if live.due_again - anyio.current_time() > longest_wait:
+                if live.due_again - self._now() > longest_wait:
                     break
                 if live.refs and live.refs[-1].attempt > first:
                     break
@@ -1040,7 +1042,7 @@ class Runner(AsyncContextManagerMixin):
         if self._tell:
             why, number = decision.why, _next_number(live)
             self._tell(RetryScheduled(key=live.key, job=live.name, attempt=number, wait=pause, why=why))
-        live.due_again = anyio.current_time() + pause
+        live.due_again = self._now() + pause
         live.touch()
         if await self._interruptible(live, anyio.sleep, pause) is _INTERRUPTED:
             return None
@@ -1349,7 +1351,7 @@ class Runner(AsyncContextManagerMixin):
 
         :raises LaunchRejected: it was refused, or found no room within its ``start_timeout``
         """
-        deadline = anyio.current_time() + job.start_timeout.total_seconds()
+        deadline = self._now() + job.start_timeout.total_seconds()
         while True:
             launch, again = again, None
             if launch is None:
@@ -1370,7 +1372,7 @@ class Runner(AsyncContextManagerMixin):
             live.token = launch.token
             ends = self._room.ends
             self._room.taken(live)
-            live.sent_at = anyio.current_time()
+            live.sent_at = self._now()
             try:
                 ref = await self._submit(live, launch, number)
             except PlacementRefused as exc:
@@ -1413,7 +1415,7 @@ class Runner(AsyncContextManagerMixin):
         """
         tries, live.placement = live.placement, live.placement + 1
         wait = _pause(tries)
-        if live.letting_go or (not waits_for_ours and anyio.current_time() + wait >= deadline):
+        if live.letting_go or (not waits_for_ours and self._now() + wait >= deadline):
             raise refused
         if self._tell:
             why = str(refused)
@@ -1425,10 +1427,10 @@ class Runner(AsyncContextManagerMixin):
 
     async def _for_a_turn(self, live: _Live, *, first: bool = False) -> float:
         """Wait until our own jobs leave room for another, where a quota is used up; return how long that took."""
-        since, ours = anyio.current_time(), self._room.is_ours
+        since, ours = self._now(), self._room.is_ours
         if self._room.is_short and live.stop is None and not live.letting_go:
             await self._interruptible(live, partial(self._room.turn, first=first))
-        return anyio.current_time() - since if ours else 0.0
+        return self._now() - since if ours else 0.0
 
     async def _submit(self, live: _Live, launch: Launch, number: int) -> TaskRef:
         # Not to be cancelled: a launch whose effect is unknown is the classic orphan. Sent again, the same token meets
@@ -1475,16 +1477,18 @@ class Runner(AsyncContextManagerMixin):
             tries += 1
             if cut and live.stop is not None:
                 return _INTERRUPTED
+            until = self._now() + self.backend.answer_patience
             try:
-                with CancelScope(deadline=anyio.current_time() + self.backend.answer_patience) as scope:
-                    if not cut:
-                        return await call(*args)
-                    answer = await self._interruptible(live, call, *args)
+                if cut:
+                    answer = await self._interruptible(live, call, *args, deadline=until)
                     if answer is not _INTERRUPTED or live.stop is not None:
                         return answer
-                    tries -= 1  # told to let go: it has to be known first what of
-                    continue
-                assert scope.cancelled_caught
+                    if self._now() < until:
+                        tries -= 1  # told to let go: it has to be known first what of
+                        continue
+                else:
+                    with CancelScope(deadline=until):
+                        return await call(*args)
                 error = _unanswered(operation, self.backend.answer_patience)
             except LaunchRejected:
                 raise
@@ -1516,7 +1520,7 @@ class Runner(AsyncContextManagerMixin):
         job, ref = watch.job, watch.ref
         begun = ref.created_at or live.accepted_at
         while True:
-            now = anyio.current_time()
+            now = self._now()
             if live.letting_go:
                 return None
             snapshot = live.snapshot
@@ -1543,12 +1547,12 @@ class Runner(AsyncContextManagerMixin):
             try:
                 look = partial(self.backend.observe, ref, after=after)
                 newer = await self._interruptible(live, look, deadline=min(watch.deadline, due))
-                if newer is _INTERRUPTED and anyio.current_time() >= due:
+                if newer is _INTERRUPTED and self._now() >= due:
                     if after is None:
                         raise _unanswered("observe", self.backend.answer_patience)
                     watch.in_doubt = True
             except BackendError as exc:
-                watch.failed(anyio.current_time())
+                watch.failed(self._now())
                 self._unanswered(live, ref.attempt, "observe", exc)
                 await self._before_next_look(live, watch)
                 continue
@@ -1581,20 +1585,20 @@ class Runner(AsyncContextManagerMixin):
 
     def _take_note(self, live: _Live, watch: _Watch, newer: Snapshot) -> bool:
         """Take in on the spot what leaves nothing to do but wait on. False: its supervisor has to see to it."""
-        if not live.parked or live.watch is not watch or newer.ended or anyio.current_time() >= watch.due_at:
+        if not live.parked or live.watch is not watch or newer.ended or self._now() >= watch.due_at:
             return False
         to_be_noted = live.page is not None and live.page.ref is None and newer.started_at is not None
         if live.letting_go or live.stop is not None or watch.asked is not None or to_be_noted:
             return False
         watch.answered()
         self._see(live, watch.ref, watch, newer)
-        return self._park(live, watch, newer, anyio.current_time())
+        return self._park(live, watch, newer, self._now())
 
     def _see(self, live: _Live, ref: TaskRef, watch: _Watch, newer: Snapshot) -> None:
         if live.snapshot is None and self._tell:
             self._tell(self._seen(live, ref, watch, newer))
         live.snapshot = newer
-        if watch.reached(newer, anyio.current_time(), self.backend.now()):
+        if watch.reached(newer, self._now(), self.backend.now()):
             if self._tell:
                 self._tell(PhaseReached(key=live.key, job=live.name, attempt=ref.attempt, phase=newer.phase))
             live.touch()
@@ -1638,7 +1642,7 @@ class Runner(AsyncContextManagerMixin):
             watch.stop_refusals += 1
             if watch.stop_refusals == 1:
                 watch.no_stop_from = now + max(_SILENCE_PATIENCE, self.backend.answer_patience)
-            watch.ask_again_at = anyio.current_time() + _pause(watch.stop_refusals)
+            watch.ask_again_at = self._now() + _pause(watch.stop_refusals)
             # One that did not arrive is none of the three, unless it is hopeless or was tried for long enough.
             if exc.retryable:
                 watch.asks = _STOP_ASKS if now >= watch.no_stop_from else watch.asks - 1
@@ -1648,7 +1652,7 @@ class Runner(AsyncContextManagerMixin):
         if live.letting_go or (live.stop is not None and watch.asked is None):
             return
         pause = _pause(watch.failures)
-        watch.due_at = anyio.current_time() + pause
+        watch.due_at = self._now() + pause
         await self._interruptible(live, anyio.sleep, pause, deadline=watch.deadline)
 
     async def _give_up(
@@ -1867,7 +1871,7 @@ class _Watch:
         self.ref = ref
         self.coming = coming
         """What is to be attended next."""
-        self.launched = anyio.current_time()
+        self.launched = runner._now()
         """In our time; of one that is *resumed*, when it was met."""
         self.resumed = resumed
         """It began before we knew of it. Until the first look, nobody knows which of its clocks runs."""
@@ -1964,7 +1968,7 @@ class _Watch:
         self.failures = 0
         self.in_doubt = self.looks_first = False
         self.silent_until = _NEVER
-        self.answered_at = anyio.current_time()
+        self.answered_at = self.runner._now()
 
     def overdue(self, now: float) -> StopAsked | None:
         """Say what to stop the attempt for, if its phase has lasted too long."""
@@ -2005,8 +2009,9 @@ class _Alarms:
     async def run(self) -> None:
         """Ring, until `stop`. Shielded, as supervisors are: a cancelled caller's jobs are seen to their ends, too."""
         with self._scope:
+            clock = clock_of_loop()
             while True:
-                now = anyio.current_time()
+                now = clock()
                 while self._heap and self._heap[0][0] <= now:
                     moment, watch = heapq.heappop(self._heap)
                     if watch.alarm_at == moment:

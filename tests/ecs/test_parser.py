@@ -101,11 +101,11 @@ async def server(answer: Callable[[str], tuple[int, bytes]]) -> AsyncGenerator[s
         await runner.cleanup()
 
 
-@pytest.fixture(params=["orjson", "json"], autouse=True)
+@pytest.fixture(params=["msgspec", "json"], autouse=True)
 def reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What reads JSON: orjson is an extra."""
+    """What reads JSON: msgspec is an extra."""
     if request.param == "json":
-        monkeypatch.setitem(sys.modules, "orjson", None)
+        monkeypatch.setitem(sys.modules, "msgspec", None)
     return request.param
 
 
@@ -143,10 +143,43 @@ ODD = {
 
 @pytest.mark.parametrize("body", ODD.values(), ids=ODD.keys())
 def test_what_reads_json_is_of_no_account(reads: str, body: bytes) -> None:
-    loads = _api._json_loads()
+    loads, _ = _api._json_loads()
 
     assert (loads is json.loads) == (reads == "json")
     assert repr(loads(body)) == repr(json.loads(body))
+
+
+ODD_PAGES = {
+    "as ever": b'{"tasks": [{"taskArn": "a", "version": 1, "cpu": "256"}, {"version": 2}], "failures": []}',
+    "no failures": b'{"tasks": [{"taskArn": "a"}]}',
+    "null failures": b'{"tasks": [{"taskArn": null}], "failures": null}',
+    "more": b'{"tasks": [{"taskArn": "a", "containers": [{"name": "b"}]}], "failures": [{"arn": "c"}]}',
+    "a name twice": b'{"tasks": [{"version": 1, "version": 2}], "tasks": [{"version": 3, "version": 4}]}',
+    "half a surrogate pair": rb'{"tasks": [{"taskArn": "a", "cpu": "\ud83d"}], "failures": []}',
+    "not a number": b'{"tasks": [{"version": NaN, "cpu": NaN}], "failures": []}',
+}
+
+
+@pytest.mark.parametrize("body", ODD_PAGES.values(), ids=ODD_PAGES.keys())
+def test_a_page_that_is_read_at_a_glance_says_what_all_of_it_says(reads: str, body: bytes) -> None:
+    _, sketched = _api._json_loads()
+    page, whole = sketched(body), json.loads(body)
+
+    assert (page is None) == (reads == "json" or b"NaN" in body or rb"\ud83d" in body)
+    if page is not None:
+        assert page.keys() == whole.keys()
+        assert page.get("failures") == whole.get("failures")
+        for sketch, task in zip(page["tasks"], whole["tasks"], strict=True):
+            assert {name: sketch.get(name, "none") for name in _wire.TOLD_AT_A_GLANCE} == {
+                name: task.get(name, "none") for name in _wire.TOLD_AT_A_GLANCE
+            }
+            assert (sketch.get("cpu", "none"), len(sketch)) == (task.get("cpu", "none"), len(task))
+            assert repr(dict(sketch)) == repr(task)
+
+
+@pytest.mark.parametrize("body", [b'{"tasks": null}', b'{"failures": []}', b'{"tasks": [null]}', b"[]", b'{"tasks": 1'])
+def test_a_page_that_is_none_is_left_to_who_reads_all_of_it(body: bytes) -> None:
+    assert _api._json_loads()[1](body) is None
 
 
 class TestBothWays:

@@ -1263,9 +1263,7 @@ class DockerBackend(Backend):
                 return None if await self._remove_unstarted(token, unstarted) else await self._adopt(address)
         created = _spec.moment(found["Created"])
         signals = (
-            await self._engine.signals_sent(found["Id"], created)
-            if created is not None and status in _OVER
-            else ()
+            await self._engine.signals_sent(found["Id"], created) if created is not None and status in _OVER else ()
         )
         if (known := self._records.get(address)) is not None:
             return known

@@ -21,10 +21,10 @@ import os
 import random
 import re
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeGuard
+from typing import TYPE_CHECKING, Any, Final, TypeGuard, final
 from urllib.parse import urlsplit
 
 import anyio
@@ -34,6 +34,7 @@ from attrs import field
 
 from fargate_runner._backend import TOO_LATE
 from fargate_runner._errors import BackendError, BackendUnavailable, InvalidJob, RunnerClosed
+from fargate_runner.backends.ecs import _wire
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -566,12 +567,15 @@ def _fast_parsers() -> Any:
     stock: Any = type(AioResponseParserFactory().create_parser("json"))
     if inspect.iscoroutinefunction(stock._handle_json_body):
         raise TypeError("this botocore reads JSON in another way")
-    loads = _json_loads()
+    loads, sketched = _json_loads()
 
     class JsonParser(stock):  # type: ignore[misc]
         def _handle_json_body(self, raw_body: bytes, shape: Any) -> Any:
-            if getattr(shape, "name", None) not in PLAIN_REPLIES:
+            name = getattr(shape, "name", None)
+            if name not in PLAIN_REPLIES:
                 return super()._handle_json_body(raw_body, shape)
+            if name == "DescribeTasksResponse" and (page := sketched(raw_body)) is not None:
+                return page
             try:
                 reply = loads(raw_body)
             except ValueError as exc:
@@ -589,20 +593,79 @@ def _fast_parsers() -> Any:
     return Factory()
 
 
-def _json_loads() -> Callable[[bytes], Any]:
-    """Return what reads JSON: orjson in a third of the time where it is installed, json otherwise; both read alike."""
+def _json_loads() -> tuple[Callable[[bytes], Any], Callable[[bytes], dict[str, Any] | None]]:
+    """
+    Return what reads JSON, and what reads a page of tasks no further than has to be; that one may find it odd: None.
+
+    Where msgspec is installed the first takes half the time, and the second a tenth; else json reads everything. All
+    read alike.
+    """
     try:
-        import orjson
+        import msgspec
     except ImportError:
-        return json.loads
+        return json.loads, lambda body: None
 
     def loads(body: bytes) -> Any:
         try:
-            return orjson.loads(body)
+            return msgspec.json.decode(body)
         except ValueError:
             return json.loads(body)  # half of a surrogate pair, say, which json lets pass
 
-    return loads
+    # A look tells of a hundred tasks, most of which have not changed: nothing is made of these, so that nothing has to
+    # be collected either, which costs a process with thousands of jobs more than the reading.
+    glance_type = msgspec.defstruct("Glance", [(name, Any, _ABSENT) for name in _wire.TOLD_AT_A_GLANCE], gc=False)
+    glance = msgspec.json.Decoder(glance_type)
+    page_type = msgspec.defstruct("Page", [("tasks", list[msgspec.Raw]), ("failures", Any, _ABSENT)])
+    page = msgspec.json.Decoder(page_type)
+
+    def sketched(body: bytes) -> dict[str, Any] | None:
+        try:
+            found: Any = page.decode(body)
+            reply: dict[str, Any] = {"tasks": [Sketch(glance.decode(raw), raw, loads) for raw in found.tasks]}
+        except ValueError:
+            return None
+        if found.failures is not _ABSENT:
+            reply["failures"] = found.failures
+        return reply
+
+    return loads, sketched
+
+
+_ABSENT: Final = object()
+
+
+@final
+class Sketch(Mapping[str, Any]):
+    """A part of a reply of which a few members are read; all of it is read when somebody asks for another."""
+
+    __slots__ = ("_glance", "_loads", "_raw", "_whole")
+
+    def __init__(self, glance: object, raw: Any, loads: Callable[[Any], dict[str, Any]]) -> None:
+        self._glance = glance
+        self._raw = raw
+        self._loads = loads
+        self._whole: dict[str, Any] | None = None
+
+    def _all(self) -> dict[str, Any]:
+        if self._whole is None:
+            # A copy: it would keep the whole page alive.
+            self._whole, self._raw = self._loads(bytes(self._raw)), None
+        return self._whole
+
+    def get(self, key: str, default: Any = None) -> Any:
+        found = getattr(self._glance, key, self)
+        if found is self:
+            return self._all().get(key, default)
+        return default if found is _ABSENT else found
+
+    def __getitem__(self, key: str) -> Any:
+        return self._all()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
 
 
 def _lean_loader(data_path: str | None) -> Any:

@@ -986,7 +986,7 @@ class EcsBackend(Backend):
         self._check_open()
         if ref.address in self._forgotten or not _wire.is_task_arn(ref.address):
             return
-        if not (await self.observe(ref)).ended:
+        if not (self._watch.has_ended(ref.address) or (await self.observe(ref)).ended):
             return
         now = anyio.current_time()
         # The oldest come first: what ECS has dropped as well need not be remembered.

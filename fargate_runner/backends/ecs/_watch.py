@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 import anyio
 import attrs
 
+from fargate_runner._backend import clock_of_loop
 from fargate_runner._errors import BackendError
 from fargate_runner._lifecycle import Cause, Phase, Proof, Snapshot
 from fargate_runner.backends.ecs import _wire
@@ -204,6 +205,7 @@ class Watch:
         self._api = api
         self._cluster = cluster
         self._utcnow = utcnow
+        self._now = clock_of_loop()
         self._cadence = cadence
         self._met = met
         self._entries: dict[str, _Entry] = {}
@@ -213,7 +215,7 @@ class Watch:
         """How many are being looked at."""
         self._wake = anyio.Event()
         self._asleep_until = self._looked_at = self._stood_still_at = float("-inf")
-        self._offset = utcnow().timestamp() - anyio.current_time()
+        self._offset = utcnow().timestamp() - self._now()
         """From the clock of the loop to the one on the wall."""
         self._failed = False
         """Whether events have ever failed to come in time."""
@@ -256,7 +258,7 @@ class Watch:
         try:
             if after is None and not self._is_fresh(entry):
                 if not entry.alone:
-                    entry.due = min(entry.due, anyio.current_time() + self._cadence.gather)
+                    entry.due = min(entry.due, self._now() + self._cadence.gather)
                 self._rouse(entry)
                 looked_at = entry.looked_at
                 while entry.looked_at == looked_at and not _ended(entry):
@@ -298,7 +300,7 @@ class Watch:
 
         The reply may have lain about, if this process stood still: it tells how things were when it was *asked_at*.
         """
-        asked_at = anyio.current_time() if asked_at is None else asked_at
+        asked_at = self._now() if asked_at is None else asked_at
         arn = _wire.task_arn(task)
         if not self._is_ours(arn):
             return
@@ -327,12 +329,12 @@ class Watch:
             return
         if believed and self._is_whole(entry, task):
             entry.missing, entry.hint = 0, None
-            self._take(entry, task, "event", anyio.current_time())
+            self._take(entry, task, "event", self._now())
             self._count_in_time()
             return
         entry.hint = _Hint(version, _wire.gist(task), judge)
         pause = self._cadence.confirm if over else self._cadence.period
-        entry.due = min(entry.due, max(anyio.current_time(), self._looked_at + pause))
+        entry.due = min(entry.due, max(self._now(), self._looked_at + pause))
         self._rouse(entry)
 
     def is_news(self, task: Mapping[str, Any]) -> bool:
@@ -347,7 +349,7 @@ class Watch:
             return
         self.relies_on_events = False
         self._in_time_wanted = min(2 * self._in_time_wanted, _IN_TIME_AT_MOST)
-        now, awaited = anyio.current_time(), [entry for entry in self._entries.values() if entry.is_open]
+        now, awaited = self._now(), [entry for entry in self._entries.values() if entry.is_open]
         pause = self._period() / max(1, len(awaited))
         for number, entry in enumerate(entry for entry in awaited if not entry.alone):
             entry.due = min(entry.due, now + number * pause)  # one after another, not all at once
@@ -399,7 +401,7 @@ class Watch:
     def _entry(self, arn: str, container: str, submitted_at: float | None, created_at: datetime | None) -> _Entry:
         entry = self._entries.get(arn)
         if entry is None:
-            now = anyio.current_time()
+            now = self._now()
             age = None
             if created_at is not None:
                 age = max(0.0, ((self._api.now() or self._utcnow()) - created_at).total_seconds())
@@ -422,7 +424,7 @@ class Watch:
     def _is_fresh(self, entry: _Entry) -> bool:
         if entry.snapshot is None:
             return False
-        return entry.snapshot.ended or anyio.current_time() - entry.looked_at <= self._cadence.period
+        return entry.snapshot.ended or self._now() - entry.looked_at <= self._cadence.period
 
     def _rouse(self, entry: _Entry) -> None:
         """Have it looked at when it is due. Called whenever that has changed, or somebody begins to wait for it."""
@@ -466,7 +468,7 @@ class Watch:
         # A look that hangs, or that AWS answers late, must not keep the others from theirs.
         async with anyio.create_task_group() as looks:
             while True:
-                now = anyio.current_time()
+                now = self._now()
                 untold = next(iter(self._untold.values()), float("inf"))
                 if untold <= now:
                     self._untold.clear()
@@ -523,12 +525,13 @@ class Watch:
     async def _look_at(self, batch: Sequence[_Entry], now: float, period: float) -> None:
         may_wait = self.expects_events and not self.relies_on_events and not self._failed
         for entry in batch:
-            pending = entry.snapshot is not None and entry.snapshot.phase is Phase.PENDING and entry.hint is None
-            entry.due = now + period * (_UNHURRIED if pending and may_wait else 1.0)
+            entry.due = now + period
+            if may_wait and entry.hint is None and entry.snapshot is not None and entry.snapshot.phase is Phase.PENDING:
+                entry.due = now + period * _UNHURRIED
         try:
             await self._look(batch)
         finally:
-            now = anyio.current_time()
+            now = self._now()
             self._asking -= len(batch)
             for entry in batch:
                 entry.asking = False
@@ -537,7 +540,7 @@ class Watch:
             self._wake.set()
 
     async def _look(self, batch: Sequence[_Entry]) -> None:
-        arns, asked_at = [entry.arn for entry in batch], anyio.current_time()
+        arns, asked_at = [entry.arn for entry in batch], self._now()
         try:
             reply = await self._api.call("ecs.DescribeTasks", cluster=self._cluster, tasks=arns)
             self._check_standing()
@@ -572,7 +575,7 @@ class Watch:
             entry.missing = 0
             entry.alone = False
             entry.looked_at = asked_at
-            if entry.hint is None and self._is_the_same(entry, task):
+            if entry.hint is None and _is_the_same(entry, task):
                 entry.older = 0
                 entry.alive_at = asked_at
                 if entry.changed is not None:  # somebody waits for a look, whatever it shows
@@ -584,7 +587,7 @@ class Watch:
             if self._is_news(entry, _wire.version(task)):
                 self._take(entry, task, "describe", asked_at)
                 if self._in_time and _ended(entry) and not told:
-                    self._untold[entry.arn] = anyio.current_time() + self._cadence.patience
+                    self._untold[entry.arn] = self._now() + self._cadence.patience
             entry.tell()
 
     def _confirm(self, entry: _Entry, task: Mapping[str, Any]) -> bool:
@@ -594,7 +597,7 @@ class Watch:
             return False
         if version < hint.version:
             hint.looks += 1  # ECS is eventually consistent; but an event may be a lie, too, so each look has time
-            entry.due = min(entry.due, anyio.current_time() + hint.looks * self._cadence.period)
+            entry.due = min(entry.due, self._now() + hint.looks * self._cadence.period)
             return False
         entry.hint = None
         if version > hint.version:
@@ -607,7 +610,7 @@ class Watch:
 
     def _is_news(self, entry: _Entry, version: int) -> bool:
         """Whether a look of this version counts: an older one does if it stays, for events may tell anything."""
-        now = anyio.current_time()
+        now = self._now()
         if version >= entry.version:
             entry.older = 0
             return True
@@ -626,26 +629,19 @@ class Watch:
         seen_at, before = self._utcnow(), entry.snapshot
         if before is not None and before.ended:
             return
-        if self._is_the_same(entry, task):
+        if _is_the_same(entry, task):
             entry.alive_at = entry.looked_at = asked_at
             return
         snapshot = _wire.snapshot(task, entry.container, source=source, seen_at=seen_at, before=before)
         version = _wire.version(task)
         if version > entry.version or before is None or snapshot.phase is not before.phase:
-            entry.moved_at = anyio.current_time()
+            entry.moved_at = self._now()
         entry.version = version
         entry.statuses = sys.intern(_wire.statuses(task))
         self._put(entry, self._bounded(entry, snapshot, seen_at), asked_at)
 
-    def _is_the_same(self, entry: _Entry, task: Mapping[str, Any]) -> bool:
-        """Whether ECS tells what it told before of a task that runs: each change of it has a version of its own."""
-        if entry.snapshot is None or entry.snapshot.phase >= Phase.STOPPING:
-            return False
-        version = _wire.version(task)
-        return version > 0 and version == entry.version and _wire.statuses(task) == entry.statuses
-
     def _put(self, entry: _Entry, snapshot: Snapshot, asked_at: float) -> None:
-        now = anyio.current_time()
+        now = self._now()
         entry.looked_at = asked_at
         if entry.exited_at is None and (snapshot.ended or snapshot.exit_code is not None):
             # Long ago, if AWS's clock and ours agree on that with room to spare; else it is as if it were just now.
@@ -661,7 +657,7 @@ class Watch:
         """End what ECS leaves on its way out for too long: an answer that never comes must not be waited for."""
         if snapshot.phase is not Phase.STOPPING:
             return snapshot
-        now = anyio.current_time()
+        now = self._now()
         known = snapshot.exit_code is not None
         if entry.leaving_since is None:
             entry.leaving_since = now
@@ -695,7 +691,7 @@ class Watch:
         if young or doubtful:
             # Three looks are due within the time of doubt.
             pause = min(2.0**entry.missing, 30.0) if young else self._cadence.doubt / 2
-            entry.due = anyio.current_time() + max(pause * min(1.0, self._cadence.period / 2), 0.0)
+            entry.due = self._now() + max(pause * min(1.0, self._cadence.period / 2), 0.0)
             if entry.snapshot is None and young:
                 entry.snapshot = Snapshot(phase=Phase.PENDING)
             entry.looked_at = now
@@ -709,7 +705,7 @@ class Watch:
 
     def _check_standing(self) -> None:
         """Notice that this machine stood still: its clock of the loop may have stood still as well, the other not."""
-        now = anyio.current_time()
+        now = self._now()
         offset = self._utcnow().timestamp() - now
         if offset - self._offset >= _KEPT:
             self._stood_still_at = now
@@ -720,6 +716,14 @@ def _faults(reply: Mapping[str, Any]) -> dict[str, str]:
     """Return why tasks were not described, by ARN, where it is not that they are missing; "" stands for all others."""
     told = {failure.get("arn") or "": failure.get("reason") or "" for failure in reply.get("failures") or ()}
     return {arn: reason for arn, reason in told.items() if reason and reason.upper() != "MISSING"}
+
+
+def _is_the_same(entry: _Entry, task: Mapping[str, Any]) -> bool:
+    """Whether ECS tells what it told before of a task that runs: each change of it has a version of its own."""
+    if entry.snapshot is None or entry.snapshot.phase >= Phase.STOPPING:
+        return False
+    version = _wire.version(task)
+    return 0 < version == entry.version and _wire.statuses(task) == entry.statuses
 
 
 def _ended(entry: _Entry) -> bool:

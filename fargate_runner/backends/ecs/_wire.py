@@ -1189,6 +1189,10 @@ def _exit_code(container: Json) -> int | None:
     return code if isinstance(code, int) and not isinstance(code, bool) else None
 
 
+TOLD_AT_A_GLANCE: Final = ("taskArn", "version", "lastStatus", "desiredStatus")
+"""What tells whether anything of a task has changed."""
+
+
 def task_arn(task: Json) -> str:
     """Return the ARN of a task as it was described."""
     return _text(task.get("taskArn"))
