@@ -615,7 +615,7 @@ class Job:
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "size", Size.of(self.vcpu, self.memory_gib))
-        if self.ecs is not None and (isinstance(self.ecs, type) or not attrs.has(type(self.ecs))):
+        if self.ecs is not None and not (attrs.has(type(self.ecs)) and hasattr(self.ecs, "task_definition")):
             raise InvalidJob(
                 "ecs", self.ecs, f"expected EcsOptions, got {type(self.ecs).__name__}", "write EcsOptions(…)"
             )

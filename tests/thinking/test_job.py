@@ -239,7 +239,7 @@ class EcsLike:
 REFUSED: list[tuple[Callable[..., object], str, list[Any], str | None]] = [
     (container, "image", NO_IMAGES, None),
     (container, "command", NO_WORDS, None),
-    (container, "ecs", ["nightly:3", 5, {}, EcsLike], None),
+    (container, "ecs", ["nightly:3", 5, {}, EcsLike, Sidecar(name="proxy", image="proxy:1")], None),
     (container, "entry_point", NO_WORDS, None),
     (container, "name", NO_NAMES, None),
     (container, "key", ["", 5, b"k", "a\n", NUL, HALF, "x" * 513, "a\u202eb", ["k"]], None),
