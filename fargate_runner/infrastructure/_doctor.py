@@ -1,0 +1,810 @@
+"""
+The doctor: looks at what a configuration uses in AWS, and says of each part how it is and what to do about it.
+
+Every call reads. The checks run side by side, each within its own time; one that may not look says what to allow, and
+the others go on. What an answer means is decided in `_findings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+import anyio
+import attrs
+
+from fargate_runner._backend import Identity
+from fargate_runner._errors import BackendError, InvalidJob, JournalError
+from fargate_runner._job import Job, Secret, SecretRef, Size
+from fargate_runner.backends.ecs import _discover, _wire
+from fargate_runner.backends.ecs._api import Api, ApiError, Trouble
+from fargate_runner.backends.ecs._backend import EcsBackend, _options
+from fargate_runner.backends.ecs._config import Capacity, EcsOptions, LogGroup, Network, Roles
+from fargate_runner.infrastructure import _findings
+from fargate_runner.infrastructure._findings import (
+    EcrImage,
+    Finding,
+    Verdict,
+    failed,
+    ok,
+    some,
+    unknown,
+    warning,
+)
+from fargate_runner.infrastructure._policy import Access, Chore, Policy, caller_policy, execution_policy
+
+if TYPE_CHECKING:
+    from fargate_runner._dynamodb import DynamoDBJournal
+    from fargate_runner._journal import Journal
+
+__all__ = ["diagnose"]
+
+Json: TypeAlias = Mapping[str, Any]
+Ask: TypeAlias = Callable[[], Awaitable[list[Finding]]]
+_T = TypeVar("_T")
+
+_PATIENCE: Final = timedelta(seconds=20)
+_RETRIES: Final = 5.0
+"""Seconds that AWS may be in trouble, or throttle, until that is what is said."""
+
+# Amazon ECS, General Reference: "Fargate service quotas"; by the provider that counts against each.
+_QUOTAS: Final[Mapping[str, tuple[str, str]]] = {
+    "FARGATE": ("Fargate on demand", "L-3032A538"),
+    "FARGATE_SPOT": ("Fargate Spot", "L-36FBB829"),
+}
+# What the AWS managed policy AmazonECSTaskExecutionRolePolicy allows, on everything (AWS Managed Policy Reference).
+_MANAGED: Final = "AmazonECSTaskExecutionRolePolicy"
+_MANAGED_ACTIONS: Final = frozenset(
+    {
+        *("ecr:GetAuthorizationToken", "ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer"),
+        *("ecr:BatchGetImage", "logs:CreateLogStream", "logs:PutLogEvents"),
+    }
+)
+_DOCTOR: Final = "fargate-runner policy --for doctor"
+_REACH: Final = "check the network, a proxy (HTTPS_PROXY), and the region or endpoint (AWS_REGION, AWS_ENDPOINT_URL)"
+
+
+async def diagnose(
+    backend: EcsBackend,
+    *,
+    job: Job | None = None,
+    journal: Journal | str | None = None,
+    namespace: str = "default",
+    concurrency: int = 1,
+    chores: Iterable[Chore] = (),
+    discover: bool | None = None,
+    patience: timedelta = _PATIENCE,
+) -> tuple[Finding, ...]:
+    """
+    Look at what *backend*, and one *job* on it, use in AWS; return what was found, in a fixed order.
+
+    Nothing is changed, and the backend need not be open. What may not be looked at is `State.UNKNOWN` and names what
+    to allow. Without *job* there is no image to look at, and it is of the smallest size. *journal* is a
+    `DynamoDBJournal` or the name of its table; *concurrency* is how many jobs are to run at a time; *discover* whether
+    what was not said is looked for as by `EcsBackend.discover`, None: if the backend has no cluster. Each check, of
+    which a few wait for others, may take *patience*.
+
+    :raises InvalidJob: an argument cannot be right
+    """
+    if not isinstance(backend, EcsBackend):
+        raise InvalidJob("backend", backend, f"expected an EcsBackend, got {type(backend).__name__}", "hand one in")
+    if job is not None and not isinstance(job, Job):
+        raise InvalidJob("job", job, f"expected a Job, got {type(job).__name__}", "hand one in, or leave it out")
+    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+        raise InvalidJob("concurrency", concurrency, "expected how many jobs run at a time", "choose 1 or more")
+    if not isinstance(patience, timedelta) or patience <= timedelta():
+        raise InvalidJob("patience", patience, "expected a time, more than none", "write timedelta(seconds=20)")
+    visit = _Visit(
+        backend,
+        job=job,
+        journal=journal,
+        namespace=namespace,
+        concurrency=concurrency,
+        chores=tuple(chores),
+        discovers=not backend.cluster if discover is None else discover,
+        patience=patience.total_seconds(),
+    )
+    visit.access(account="123456789012", region="us-east-1", cluster="any")  # what is wrong with it is told before
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(backend._door())
+        except BackendError as exc:
+            return (_cannot_begin(exc),)
+        return tuple(await visit.look())
+
+
+@attrs.frozen(kw_only=True)
+class _Plan:
+    """What is to be launched, and into what: as the backend and the job say, or as an existing definition does."""
+
+    cluster: str
+    network: Network | None
+    rungs: tuple[Capacity, ...]
+    roles: Roles
+    log_group: LogGroup
+    image: str | None = None
+    architecture: str = "X86_64"
+    vcpu: float = 0.25
+    secrets: tuple[str, ...] = ()
+    """ARNs of what the execution role reads."""
+    definition: Json | None = None
+    """An existing one."""
+
+    @property
+    def is_on_fargate(self) -> bool:
+        return any(rung.is_fargate for rung in self.rungs)
+
+
+class _Visit:
+    """One look at an account, through the open door of a backend."""
+
+    def __init__(
+        self,
+        backend: EcsBackend,
+        *,
+        job: Job | None,
+        journal: Journal | str | None,
+        namespace: str,
+        concurrency: int,
+        chores: tuple[Chore, ...],
+        discovers: bool,
+        patience: float,
+    ) -> None:
+        self._backend = backend
+        self._api = backend.api
+        self._job = job
+        self._journal = journal
+        self._namespace = namespace
+        self._concurrency = concurrency
+        self._chores = chores
+        self._discovers = discovers
+        self._patience = patience
+        self._options = (EcsOptions() if job is None else _options(job)).over(backend.options)
+        self._arn = self._account = ""
+        self._is_lost = False
+        """Whether there is no use in looking on."""
+        self._found: _discover.Discovered | None = None
+        self._plan: _Plan
+
+    async def look(self) -> list[Finding]:
+        """Look at everything."""
+        found = await self._limited("credentials", self._credentials)
+        if self._is_lost:
+            return found
+        if self._discovers:
+            found += await self._limited("configuration", self._discover)
+        self._plan = self._planned()
+        if self._options.task_definition is not None:
+            found += await self._limited("task definition", self._read_definition)
+        checks: tuple[tuple[str, Ask], ...] = (
+            ("job", self._check_job),
+            ("cluster", self._check_cluster),
+            ("network", self._check_network),
+            ("execution role", self._check_execution_role),
+            ("task role", self._check_task_role),
+            ("logs", self._check_logs),
+            ("quota", self._check_quotas),
+            ("image", self._check_image),
+            ("events", self._check_events),
+            ("journal", self._check_journal),
+            ("environments", self._check_spill),
+            ("permissions", self._check_permissions),
+        )
+        return found + await self._side_by_side(*checks)
+
+    async def _limited(self, check: str, ask: Ask) -> list[Finding]:
+        """Return what a check finds, or why it found nothing."""
+        with anyio.move_on_after(self._patience):
+            try:
+                return await ask()
+            except BackendError as exc:
+                return [_of_error(check, exc)]
+        return [failed(check, f"AWS did not answer within {self._patience:g} seconds", _REACH)]
+
+    async def _side_by_side(self, *checks: tuple[str, Ask]) -> list[Finding]:
+        """Return what checks find that do not wait for each other, in their order."""
+        told = await _together([partial(self._limited, check, ask) for check, ask in checks])
+        return [finding for part in told for finding in part]
+
+    async def _ask(self, operation: str, api: Api | None = None, /, **request: Any) -> dict[str, Any]:
+        return await (api or self._api).call(operation, _RETRIES, _RETRIES, **request)
+
+    async def _pages(self, operation: str, member: str, **request: Any) -> list[Json]:
+        """Return a list of EC2's, whole."""
+        found: list[Json] = []
+        token: dict[str, str] = {}
+        while True:
+            page = await self._ask(operation, **request, **token)
+            found += page.get(member) or ()
+            if not page.get("NextToken"):
+                return found
+            token = {"NextToken": page["NextToken"]}
+
+    @asynccontextmanager
+    async def _door(self, region: str) -> AsyncGenerator[Api]:
+        """The door to AWS in *region*."""
+        if region == self._api.region:
+            yield self._api
+            return
+        api: Api = self._backend._make_api(region=region)  # type: ignore[call-arg]
+        async with api.running():
+            yield api
+
+    # ---- who, where, what --------------------------------------------------------------------------------------------
+
+    async def _credentials(self) -> list[Finding]:
+        check = "credentials"
+        try:
+            reply = await self._ask("sts.GetCallerIdentity")
+        except BackendError as exc:
+            self._is_lost = not exc.retryable or _has(exc, Trouble.EXPIRED)
+            return [_cannot_begin(exc) if self._is_lost else _of_error(check, exc)]
+        self._arn, self._account = str(reply.get("Arn", "")), str(reply.get("Account", ""))
+        seen = f"{self._arn} in {self._api.region}"
+        if self._arn.endswith(":root"):
+            fix = "use a role that has what fargate-runner policy writes"
+            return [warning(check, f"{seen}, who may do everything", fix)]
+        return [ok(check, seen)]
+
+    async def _discover(self) -> list[Finding]:
+        try:
+            self._found = await _discover.discover(
+                self._api, cluster=self._backend.cluster or None, network=self._options.network
+            )
+        except InvalidJob as exc:
+            return [failed("configuration", f"{exc.field}={exc.value!r}: {exc.problem}", exc.fix)]
+        return [ok("configuration", "; ".join(self._found.why))] if self._found.why else []
+
+    def _planned(self) -> _Plan:
+        options, backend, found, job = self._options, self._backend, self._found, self._job
+        log_group = backend.log_group
+        if found is not None:
+            options = options.over(EcsOptions(network=found.network, roles=found.roles))
+            if found.log_group is not None and not backend._log_group_was_said:
+                log_group = found.log_group
+        parts = [] if job is None else [job.secrets, *(side.secrets for side in job.sidecars)]
+        secrets = [secret.arn for part in parts for secret in part.values() if isinstance(secret, SecretRef)]
+        return _Plan(
+            cluster=backend.cluster or (found.cluster if found is not None else ""),
+            network=options.network,
+            rungs=options.capacity or (Capacity.fargate(),),
+            roles=options.roles or Roles(),
+            log_group=log_group,
+            image=None if job is None else job.image,
+            architecture=(job.architecture if job is not None else None) or "X86_64",
+            vcpu=(Size.of(None, None) if job is None else job.size).vcpu,
+            secrets=tuple(secrets),
+        )
+
+    async def _read_definition(self) -> list[Finding]:
+        check, name = "task definition", str(self._options.task_definition)
+        fix = "register it, or name an active one as 'family' or 'family:revision'"
+        try:
+            body = (await self._ask("ecs.DescribeTaskDefinition", taskDefinition=name)).get("taskDefinition") or {}
+        except ApiError as exc:
+            if exc.trouble not in {Trouble.NOT_FOUND, Trouble.INVALID}:  # ClientException: Unable to describe …
+                raise
+            return [failed(check, f"ECS knows none of the name {name!r}", fix)]
+        arn = str(body.get("taskDefinitionArn", name))
+        if body.get("status", "ACTIVE") != "ACTIVE":
+            return [failed(check, f"{arn} is {body['status']}", fix)]
+        try:
+            own = _wire.container_of(body, "main" if self._job is None else self._job.container_name)
+        except InvalidJob as exc:
+            return [failed(check, f"{arn}: {exc.field}={exc.value!r}: {exc.problem}", exc.fix)]
+        self._plan = attrs.evolve(self._plan, **_of_definition(body, own, self._plan, self._job))
+        return [ok(check, f"{arn} is active")]
+
+    async def _check_job(self) -> list[Finding]:
+        job = self._job
+        if job is None or self._plan.definition is not None:
+            return []
+        options = self._options
+        who = Identity(namespace=self._namespace, key=job.key or "doctor", attempt=1)
+        try:
+            _wire.definition(
+                job,
+                roles=self._plan.roles,
+                log_group=self._plan.log_group,
+                options=options,
+                region=self._api.region,
+                secret_names=self._backend._parameters(job, who),
+                capacity=self._plan.rungs,
+            )
+        except InvalidJob as exc:
+            return [failed("job", f"{exc.field}: {exc.problem}", exc.fix)]
+        return []
+
+    def access(self, *, account: str, region: str, cluster: str) -> Access:
+        """Return what the configuration uses, for policies."""
+        backend, options = self._backend, self._options
+        known = {"region": self._api.region or region, "cluster": backend.cluster or cluster}
+        if not hasattr(self, "_plan"):
+            return Access.of(
+                backend, account=account, journal=self._journal, namespace=self._namespace, chores=self._chores, **known
+            )
+        plan = self._plan
+        known["cluster"] = plan.cluster
+        tags = bool(backend._tags) or bool(self._job is not None and self._job.tags)
+        return Access.of(
+            backend,
+            account=account,
+            journal=self._journal,
+            namespace=self._namespace,
+            chores=self._chores,
+            roles=[role for role in (plan.roles.execution, plan.roles.task) if role],
+            derives=options.task_definition is None,
+            definitions=[options.task_definition] if options.task_definition else [],
+            log_group=plan.log_group,
+            tags=tags or options.propagate_tags == "TASK_DEFINITION",
+            **known,
+        )
+
+    # ---- where jobs run ----------------------------------------------------------------------------------------------
+
+    async def _check_cluster(self) -> list[Finding]:
+        if not self._plan.cluster:
+            return []  # that none was found is told already
+        reply = await self._ask("ecs.DescribeClusters", clusters=[self._plan.cluster])
+        return _findings.judge_cluster(self._plan.cluster, self._api.region, reply, self._plan.rungs)
+
+    async def _check_network(self) -> list[Finding]:
+        network = self._plan.network
+        if network is None:
+            if not self._plan.is_on_fargate or (self._discovers and self._found is None):
+                return []  # it needs none, or that none was found is told already
+            fix = "say network=Network(subnets=[…]), or --subnet ID"
+            return [failed("subnets", "none were said, and Fargate needs some", fix)]
+        try:
+            reply = await self._ask("ec2.DescribeSubnets", SubnetIds=list(network.subnets))
+        except ApiError as exc:
+            if exc.trouble is Trouble.DENIED:
+                blind = unknown("route", "without the subnets, nobody knows where their routes lead")
+                return [_of_error("subnets", exc), blind]
+            if exc.trouble is not Trouble.NOT_FOUND:
+                raise
+            said = _words(exc)
+            return [failed("subnets", f"{said} in {self._api.region}", "name subnets of this account and region")]
+        found = _findings.judge_subnets(network, reply, concurrency=self._concurrency)
+        vpcs = {str(one.get("VpcId")) for one in reply.get("Subnets") or ()}
+        if len(vpcs) != 1:
+            return found
+        vpc = vpcs.pop()
+        return found + await self._side_by_side(
+            ("security groups", partial(self._check_security_groups, network, vpc)),
+            ("route", partial(self._check_route, network, vpc)),
+        )
+
+    async def _check_security_groups(self, network: Network, vpc: str) -> list[Finding]:
+        wanted: dict[str, Any] = {"GroupIds": list(network.security_groups)}
+        if not network.security_groups:
+            wanted = {"Filters": [_filter("vpc-id", vpc), _filter("group-name", "default")]}
+        try:
+            reply = await self._ask("ec2.DescribeSecurityGroups", **wanted)
+        except ApiError as exc:
+            if exc.trouble is not Trouble.NOT_FOUND:
+                raise
+            said = _words(exc)
+            return [failed("security groups", said, f"name security groups of {vpc}")]
+        return [_findings.judge_egress(network, vpc, reply)]
+
+    async def _check_route(self, network: Network, vpc: str) -> list[Finding]:
+        tables = await self._pages("ec2.DescribeRouteTables", "RouteTables", Filters=[_filter("vpc-id", vpc)])
+        services, only_internet = self._needed()
+        judge = {"services": services, "only_internet": only_internet}
+        try:
+            # They matter only to who has no other way, but then nothing else does.
+            endpoints = await self._pages("ec2.DescribeVpcEndpoints", "VpcEndpoints", Filters=[_filter("vpc-id", vpc)])
+        except ApiError as exc:
+            blind = _findings.judge_route(network, tables, (), **judge)  # type: ignore[arg-type]
+            if all(finding.state is _findings.State.OK for finding in blind):
+                return blind
+            return [_of_error("route", exc)]
+        return _findings.judge_route(network, tables, endpoints, **judge)  # type: ignore[arg-type]
+
+    def _needed(self) -> tuple[list[str], str]:
+        """Return the services that a task has to reach, and what of it no endpoint leads to."""
+        plan, here = self._plan, self._api.region
+        image = EcrImage.of(plan.image)
+        services = ["ecr.api", "ecr.dkr", "s3"] if plan.image is None or image is not None else []
+        only_internet = ""
+        if plan.image is not None and image is None:
+            only_internet = f"the image {plan.image} comes over the internet"
+        elif image is not None and image.region != here:
+            only_internet = f"the image {plan.image} is in {image.region}, which is reached over the internet"
+        elif plan.log_group.region not in {None, here}:
+            only_internet = f"lines go to {plan.log_group.region}, which is reached over the internet"
+        services.append("logs")
+        by_value = self._job is not None and any(isinstance(one, Secret) for one in self._job.secrets.values())
+        services += ["secretsmanager"] if any(":secretsmanager:" in arn for arn in plan.secrets) else []
+        services += ["ssm"] if by_value or any(":ssm:" in arn for arn in plan.secrets) else []
+        services += ["s3"] if self._backend._bucket and "s3" not in services else []
+        return services, only_internet
+
+    async def _check_quotas(self) -> list[Finding]:
+        providers = {provider.name for rung in self._plan.rungs for provider in rung.strategy}
+        providers |= {rung.launch_type for rung in self._plan.rungs if rung.launch_type == "FARGATE"}
+        wanted = [quota for name, quota in _QUOTAS.items() if name in providers]
+        return await self._side_by_side(*(("quota", partial(self._check_quota, *quota)) for quota in wanted))
+
+    async def _check_quota(self, name: str, code: str) -> list[Finding]:
+        reply: Json = {}
+        try:
+            reply = await self._ask("service-quotas.GetServiceQuota", ServiceCode="fargate", QuotaCode=code)
+        except ApiError as exc:
+            if exc.trouble is not Trouble.NOT_FOUND:
+                raise
+        value = (reply.get("Quota") or {}).get("Value")
+        if value is None:
+            fix = "look in the console's Service Quotas"
+            return [unknown("quota", f"AWS does not tell how many vCPUs there are on {name} ({code})", fix)]
+        return [_findings.judge_quota(name, code, value, vcpu=self._plan.vcpu, concurrency=self._concurrency)]
+
+    # ---- roles and permissions ---------------------------------------------------------------------------------------
+
+    async def _check_task_role(self) -> list[Finding]:
+        role = self._plan.roles.task
+        if role is None:
+            return [ok("task role", "none: jobs may ask AWS nothing")]
+        return [await self._look_at_role("task role", role)]
+
+    async def _check_execution_role(self) -> list[Finding]:
+        role, check = self._plan.roles.execution, "execution role"
+        if role is None:
+            # Amazon ECS Developer Guide, "task execution IAM role": Fargate takes it for awslogs and private images.
+            if not self._plan.is_on_fargate:
+                return [ok(check, "none: the instances' own role pulls images and writes lines")]
+            fix = "say roles=Roles(execution='arn:…'), --execution-role ARN, or FARGATE_RUNNER_EXECUTION_ROLE"
+            return [failed(check, "none was said, and on Fargate nobody else writes lines or pulls from ECR", fix)]
+        there = await self._look_at_role(check, role)
+        if there.state is _findings.State.FAILED or not self._account:
+            return [there]
+        return [there, *await self._limited(check, partial(self._check_what_it_may, role))]
+
+    async def _look_at_role(self, check: str, role: str) -> Finding:
+        name = role.rpartition("/")[2]
+        account = _wire.account_of(role)
+        if account and self._account and account != self._account:
+            fix = f"name a role of account {self._account}"
+            return failed(check, f"{role} is of another account, and cannot be given to tasks of this one", fix)
+        try:
+            found = (await self._ask("iam.GetRole", RoleName=name)).get("Role") or {}
+        except ApiError as exc:
+            if exc.trouble is not Trouble.NOT_FOUND:
+                return _of_error(check, exc)
+            return failed(check, f"{role} is not there", "make it (fargate-runner init), or name another")
+        except BackendError as exc:
+            return _of_error(check, exc)
+        if account and found.get("Arn") not in {None, role}:
+            return failed(check, f"there is no {role}, but {found['Arn']}", "name it with its path, as IAM does")
+        return _findings.judge_trust(
+            check,
+            role,
+            found.get("AssumeRolePolicyDocument"),
+            region=self._api.region,
+            account=self._account or account,
+            partition=_wire.partition(self._api.region),
+        )
+
+    async def _check_what_it_may(self, role: str) -> list[Finding]:
+        policy = self._needed_by_tasks()
+        fix = "add the statement {sid} of fargate-runner policy --for execution to it"
+        try:
+            given = await self._simulated(role, policy)
+        except ApiError as exc:
+            if exc.trouble not in {Trouble.DENIED, Trouble.INVALID}:
+                raise
+            return [await self._by_managed_policy(role, policy, exc)]
+        return _findings.judge_permissions("execution role", "it", given, fix=fix)
+
+    def _needed_by_tasks(self) -> Policy:
+        """Return what the execution role has to be allowed for this job."""
+        plan = self._plan
+        access = self.access(account=self._account, region=self._api.region, cluster=plan.cluster or "any")
+        image = EcrImage.of(plan.image)
+        policy = execution_policy(access, repositories=[image.repository] if image is not None else ["*"])
+        statements = [
+            statement
+            for statement in policy["Statement"]
+            if plan.image is None or image is not None or not statement["Action"][0].startswith("ecr:")
+        ]
+        for statement in statements:
+            if image is not None and statement["Sid"] == "PullImages":
+                partition = _wire.partition(image.region)
+                place = f"arn:{partition}:ecr:{image.region}:{image.account}:repository/{image.repository}"
+                statement["Resource"] = [place]
+        for sid, service, action in (
+            ("ReadSecretsByReference", "secretsmanager", "secretsmanager:GetSecretValue"),
+            ("ReadParametersByReference", "ssm", "ssm:GetParameters"),
+        ):
+            # Behind the name of a secret may be the key of JSON, a stage and a version.
+            arns = [":".join(arn.split(":")[:7]) for arn in plan.secrets if f":{service}:" in arn]
+            if arns:
+                statements.append({"Sid": sid, "Effect": "Allow", "Action": [action], "Resource": arns})
+        return policy | {"Statement": statements}
+
+    async def _by_managed_policy(self, role: str, policy: Policy, why: ApiError) -> Finding:
+        """Say what a role may by the policies of its own, where the simulator does not."""
+        blind, name = _of_error("execution role", why), role.rpartition("/")[2]
+        attached = (await self._ask("iam.ListAttachedRolePolicies", RoleName=name)).get("AttachedPolicies") or ()
+        bounded = ((await self._ask("iam.GetRole", RoleName=name)).get("Role") or {}).get("PermissionsBoundary")
+        names = [str(one.get("PolicyName")) for one in attached]
+        needed = {action for statement in policy["Statement"] for action in statement["Action"]}
+        doubtful = sorted(needed - _MANAGED_ACTIONS if _MANAGED in names and not bounded else needed)
+        if not doubtful:
+            return ok("execution role", f"it has {_MANAGED}")
+        has = f"it has {some(names) or 'no managed policy'}{' and a permissions boundary' if bounded else ''}"
+        return attrs.evolve(blind, seen=f"{has}; whether it may {some(doubtful)} is not known, as {blind.seen}")
+
+    async def _check_permissions(self) -> list[Finding]:
+        check = "permissions"
+        if not self._account or not self._plan.cluster:
+            lacking = "the account" if not self._account else "the cluster"
+            return [unknown(check, f"without {lacking}, nobody knows what has to be allowed")]
+        principal, role = _findings.principal_of(self._arn)
+        if not principal:
+            return [unknown(check, f"IAM's simulator does not know {self._arn}", "ask with a role or a user of IAM")]
+        if role:
+            principal = await self._arn_of_role(principal, role)
+        access = self.access(account=self._account, region=self._api.region, cluster=self._plan.cluster)
+        try:
+            given = await self._simulated(principal, caller_policy(access))
+        except ApiError as exc:
+            if exc.trouble is not Trouble.NOT_FOUND:
+                raise
+            seen = f"the role of {self._arn} has a path, which only iam:GetRole tells"
+            return [unknown(check, seen, f"allow iam:GetRole ({_DOCTOR})")]
+        who = principal.partition(":role/")[2] or principal.partition(":user/")[2]
+        fix = "add the statement {sid} of fargate-runner policy to its policies"
+        return _findings.judge_permissions(check, who, given, fix=fix)
+
+    async def _arn_of_role(self, guess: str, name: str) -> str:
+        try:
+            return str((await self._ask("iam.GetRole", RoleName=name))["Role"]["Arn"])
+        except ApiError:
+            return guess
+
+    async def _simulated(self, principal: str, policy: Policy) -> list[Verdict]:
+        """Ask IAM's simulator for all that *policy* allows. The first question that is refused is raised."""
+        asked = _findings.questions(policy, region=self._api.region, namespace=self._namespace)
+        told = await _together([partial(self._simulate, principal, one) for one in asked])
+        return [verdict for part in told for verdict in part]
+
+    async def _simulate(self, principal: str, question: _findings.Question) -> list[Verdict]:
+        results: list[Json] = []
+        marker: dict[str, str] = {}
+        while True:
+            page = await self._ask("iam.SimulatePrincipalPolicy", **question.request(principal), **marker)
+            results += page.get("EvaluationResults") or ()
+            if not page.get("IsTruncated") or not page.get("Marker"):
+                return _findings.verdicts(question, {"EvaluationResults": results})
+            marker = {"Marker": page["Marker"]}
+
+    # ---- lines, image, stores ----------------------------------------------------------------------------------------
+
+    async def _check_logs(self) -> list[Finding]:
+        body = self._plan.definition
+        group = ("log group", self._check_log_group)
+        writes = body is None or bool(_log_options(body))
+        return await self._side_by_side(*([group] if writes else []), ("log mode", self._check_log_mode))
+
+    async def _check_log_group(self) -> list[Finding]:
+        group = self._plan.log_group
+        region = group.region or self._api.region
+        async with self._door(region) as api:
+            reply = await self._ask("logs.DescribeLogGroups", api, logGroupNamePrefix=group.name, limit=50)
+        if _wire.has_log_group(reply, group.name):
+            return [ok("log group", f"{group.name} is there")]
+        if group.create and self._plan.definition is None and region == self._api.region:
+            return [ok("log group", f"{group.name} is not there yet, and made at the first launch")]
+        fix = f"make it (aws logs create-log-group --log-group-name {group.name}), or name another"
+        return [failed("log group", f"there is no {group.name} in {region}, and tasks do not start without", fix)]
+
+    async def _check_log_mode(self) -> list[Finding]:
+        check, body = "log mode", self._plan.definition
+        if body is None:
+            return [_judge_mode(self._plan.log_group.mode, "task definitions say")]
+        found = _log_options(body)
+        if not found:
+            return [warning(check, "no container writes to CloudWatch Logs, so nobody sees lines", "use awslogs in it")]
+        if all(one.get("mode") for one in found):
+            modes = {str(one["mode"]) for one in found}
+            return [_judge_mode("blocking" if modes == {"blocking"} else "non-blocking", "the task definition says")]
+        reply = await self._ask("ecs.ListAccountSettings", name="defaultLogDriverMode", effectiveSettings=True)
+        setting: Json = next(iter(reply.get("settings") or ()), {})
+        # Amazon ECS API Reference, LogConfiguration: non-blocking unless it is said, since June 25th, 2025.
+        return [_judge_mode(str(setting.get("value") or "non-blocking"), "by the account's default, which is")]
+
+    async def _check_image(self) -> list[Finding]:
+        name = self._plan.image
+        if name is None:
+            return []
+        image = EcrImage.of(name)
+        if image is None:
+            return [unknown("image", f"{name} was not looked at; it is pulled over the internet")]
+        async with self._door(image.region) as api:
+            try:
+                reply = await self._ask("ecr.BatchGetImage", api, **image.request())
+            except ApiError as exc:
+                if exc.trouble is not Trouble.NOT_FOUND:
+                    raise
+                seen = f"there is no repository {image.repository} in account {image.account}, {image.region}"
+                return [failed("image", seen, "make it and push the image, or correct the image's name")]
+        return [_findings.judge_architecture(name, reply, self._plan.architecture)]
+
+    async def _check_events(self) -> list[Finding]:
+        queue, check = self._backend._events, "events"
+        if not queue:
+            return []
+        try:
+            by_name = "" if "/" in queue else (await self._ask("sqs.GetQueueUrl", QueueName=queue))["QueueUrl"]
+            reply = await self._ask("sqs.GetQueueAttributes", QueueUrl=by_name or queue, AttributeNames=["QueueArn"])
+        except ApiError as exc:
+            if exc.trouble is not Trouble.NOT_FOUND:
+                raise
+            fix = f"make it: await EcsBackend('{self._plan.cluster}', events='{queue}').make_events()"
+            return [failed(check, f"there is no queue {queue} in {self._api.region}", fix)]
+        arn = (reply.get("Attributes") or {}).get("QueueArn", "")
+        rules = (await self._ask("events.ListRuleNamesByTarget", TargetArn=arn)).get("RuleNames") or ()
+        if not rules:
+            fix = "make a rule that does: await backend.make_events()"
+            return [warning(check, f"{arn} is there, and no rule of EventBridge sends to it: ends are polled for", fix)]
+        return [ok(check, f"{arn} is there, and the rule {some(rules)} sends to it")]
+
+    async def _check_journal(self) -> list[Finding]:
+        from fargate_runner._dynamodb import DynamoDBJournal
+
+        journal = self._journal
+        if isinstance(journal, str) and journal:
+            return await self._look_at_table(DynamoDBJournal(journal.rpartition("/")[2]), journal, self._api)
+        if not isinstance(journal, DynamoDBJournal):
+            return []
+        async with AsyncExitStack() as stack:
+            if not journal.is_open:
+                await stack.enter_async_context(journal._api.running())
+            return await self._look_at_table(journal, journal.name, journal._api)
+
+    async def _look_at_table(self, journal: DynamoDBJournal, name: str, api: Api) -> list[Finding]:
+        check = "journal"
+        try:
+            table = (await self._ask("dynamodb.DescribeTable", api, TableName=name))["Table"]
+            journal._check_table(table)
+        except ApiError as exc:
+            if exc.trouble is not Trouble.NOT_FOUND:
+                raise
+            fix = f"make it: await DynamoDBJournal('{journal.name}').create_table()"
+            return [failed(check, f"there is no table {name} in {api.region}", fix)]
+        except JournalError as exc:
+            seen, _, fix = str(exc).partition("; ")
+            return [failed(check, seen, fix)]
+        return [ok(check, f"the table {name} is there")]
+
+    async def _check_spill(self) -> list[Finding]:
+        bucket, check = self._backend._bucket, "environments"
+        if not bucket:
+            return []
+        try:
+            await self._ask("s3.GetBucketLocation", Bucket=bucket)
+        except ApiError as exc:
+            if exc.trouble is not Trouble.NOT_FOUND:
+                raise
+            return [failed(check, f"there is no bucket {bucket}", "make it, or name another place with spill_to")]
+        return [ok(check, f"the bucket {bucket} is there")]
+
+
+async def _together(asks: Sequence[Callable[[], Awaitable[_T]]]) -> list[_T]:
+    """Ask side by side; the first failure in order is raised, once all are through."""
+    results: dict[int, _T] = {}
+    errors: dict[int, BackendError] = {}
+
+    async def ask(number: int) -> None:
+        try:
+            results[number] = await asks[number]()
+        except BackendError as exc:
+            errors[number] = exc  # raised below, where no task group wraps it in a group
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(len(asks)):
+            tasks.start_soon(ask, number)
+    if errors:
+        raise errors[min(errors)]
+    return [results[number] for number in range(len(asks))]
+
+
+# ---- what goes wrong while looking -----------------------------------------------------------------------------------
+
+
+def _has(exc: BackendError, trouble: Trouble) -> bool:
+    return isinstance(exc, ApiError) and exc.trouble is trouble
+
+
+def _cannot_begin(exc: BackendError) -> Finding:
+    """Say why AWS takes no question at all."""
+    if isinstance(exc, ApiError):
+        return failed("credentials", _said(exc), exc.advice or "log in again")
+    seen, _, fix = str(exc).partition(": " if exc.code == "NoRegion" or "known: " in str(exc) else "; ")
+    return failed("credentials", seen, fix or _REACH)
+
+
+def _words(exc: ApiError) -> str:
+    """Return AWS's own."""
+    return exc.aws_message.strip().rstrip(".") or str(exc.code)
+
+
+def _said(exc: ApiError) -> str:
+    return ": ".join(dict.fromkeys(word for word in (exc.operation, exc.code, _words(exc)) if word))
+
+
+def _of_error(check: str, exc: BackendError) -> Finding:
+    """Say what a question that was not answered means for a check."""
+    if not isinstance(exc, ApiError):
+        seen, _, fix = str(exc).rpartition("; ") if "; " in str(exc) else (str(exc), "", "")
+        return failed(check, seen, fix or _REACH)
+    if exc.trouble is Trouble.DENIED:
+        action = exc.action or _action(exc.operation or "")
+        return unknown(check, f"{action} is not allowed", f"allow {action} for the credentials in use ({_DOCTOR})")
+    if exc.trouble in {Trouble.TRANSIENT, Trouble.EXPIRED, Trouble.NOT_FOUND}:
+        return failed(check, _said(exc), exc.advice or _REACH)
+    return unknown(check, _said(exc), exc.advice)
+
+
+def _action(operation: str) -> str:
+    """Return the permission that an operation needs."""
+    service, _, name = operation.partition(".")
+    return f"{_PREFIXES.get(service, service)}:{name}"
+
+
+_PREFIXES: Final = {"service-quotas": "servicequotas"}
+
+
+# ---- AWS's words -----------------------------------------------------------------------------------------------------
+
+
+def _filter(name: str, value: str) -> dict[str, Any]:
+    return {"Name": name, "Values": [value]}
+
+
+def _judge_mode(mode: str, whose: str) -> Finding:
+    if mode == "blocking":
+        return ok("log mode", f"{whose} blocking: no line is lost")
+    fix = "say mode 'blocking' (LogGroup's default), or a larger buffer"
+    return warning("log mode", f"{whose} {mode}: lines are dropped when a job writes faster than they are sent", fix)
+
+
+def _log_options(body: Json) -> list[Json]:
+    """Return the options of the containers of a definition that write to CloudWatch Logs."""
+    logs = [part.get("logConfiguration") or {} for part in body.get("containerDefinitions") or ()]
+    return [log.get("options") or {} for log in logs if log.get("logDriver") == "awslogs"]
+
+
+def _of_definition(body: Json, own: str, plan: _Plan, job: Job | None) -> dict[str, Any]:
+    """Return what of a plan an existing definition says; what a launch overrides stays."""
+    parts = body.get("containerDefinitions") or ()
+    container = next(part for part in parts if part.get("name") == own)
+    platform = body.get("runtimePlatform") or {}
+    log = next(iter(_log_options(body)), {})
+    changes: dict[str, Any] = {
+        "definition": body,
+        "image": container.get("image"),
+        "architecture": platform.get("cpuArchitecture") or "X86_64",
+        "roles": plan.roles.over(Roles(execution=body.get("executionRoleArn"), task=body.get("taskRoleArn"))),
+        "secrets": tuple(
+            str(secret.get("valueFrom"))
+            for part in parts
+            for secret in part.get("secrets") or ()
+            if str(secret.get("valueFrom", "")).startswith("arn:")
+        ),
+    }
+    if (job is None or (job.vcpu is None and job.memory_gib is None)) and str(body.get("cpu", "")).isdigit():
+        changes["vcpu"] = int(body["cpu"]) / 1024
+    if log.get("awslogs-group"):
+        changes["log_group"] = LogGroup(
+            name=log["awslogs-group"],
+            create=False,
+            stream_prefix=log.get("awslogs-stream-prefix") or plan.log_group.stream_prefix,
+            region=log.get("awslogs-region"),
+        )
+    return changes
