@@ -216,7 +216,8 @@ def judge_permissions(check: str, who: str, given: Sequence[Verdict], *, fix: st
         found.append(unknown(check, seen, "see whether the conditions of its policies are met where it runs"))
     granted = [verdict for verdict in given if verdict.allowed]
     if granted:
-        seen = f"{who} may {some(sorted({verdict.action for verdict in granted}))}"
+        count = len({verdict.action for verdict in granted})
+        seen = f"{who} may do {'what is needed' if len(granted) == len(given) else 'the rest'} ({count} actions)"
         if keys := some(key for verdict in granted for key in verdict.missing):
             conditional = f"{seen}, unless a policy denies it by what nobody knows here ({keys})"
             found.append(warning(check, conditional, "see whether its policies deny anything by these conditions"))

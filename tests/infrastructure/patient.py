@@ -171,7 +171,9 @@ class Quotas(Service):
     async def get_service_quota(self, request: Mapping[str, Any]) -> dict[str, Any]:
         code = request["QuotaCode"]
         if code not in self.values:
-            raise AwsError("NoSuchResourceException", "The request failed because the specified service quota does not exist.")
+            raise AwsError(
+                "NoSuchResourceException", "The request failed because the specified service quota does not exist."
+            )
         return {"Quota": {"ServiceCode": "fargate", "QuotaCode": code, "Value": self.values[code]}}
 
 
@@ -182,7 +184,9 @@ class Dynamodb(Service):
 
     def __init__(self) -> None:
         design = {name: value for name, value in table_design().items() if name != "BillingMode"}
-        self.tables: dict[str, dict[str, Any]] = {"fargate-jobs": {"TableName": "fargate-jobs", "TableStatus": "ACTIVE", **design}}
+        self.tables: dict[str, dict[str, Any]] = {
+            "fargate-jobs": {"TableName": "fargate-jobs", "TableStatus": "ACTIVE", **design}
+        }
 
     async def describe_table(self, request: Mapping[str, Any]) -> dict[str, Any]:
         name = request["TableName"].rpartition("/")[2]
