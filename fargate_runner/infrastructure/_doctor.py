@@ -107,7 +107,7 @@ async def diagnose(
         discovers=not backend.cluster if discover is None else discover,
         patience=patience.total_seconds(),
     )
-    visit.access(account="123456789012", region="us-east-1", cluster="any")  # what is wrong with it is told before
+    visit.check()
     async with AsyncExitStack() as stack:
         try:
             await stack.enter_async_context(backend._door())
@@ -179,21 +179,24 @@ class _Visit:
         self._plan = self._planned()
         if self._options.task_definition is not None:
             found += await self._limited("task definition", self._read_definition)
-        checks: tuple[tuple[str, Ask], ...] = (
-            ("job", self._check_job),
-            ("cluster", self._check_cluster),
-            ("network", self._check_network),
-            ("execution role", self._check_execution_role),
-            ("task role", self._check_task_role),
-            ("logs", self._check_logs),
-            ("quota", self._check_quotas),
-            ("image", self._check_image),
-            ("events", self._check_events),
-            ("journal", self._check_journal),
-            ("environments", self._check_spill),
-            ("permissions", self._check_permissions),
+        # What an existing definition says of a task cannot be looked at where it was not read.
+        of_tasks = self._options.task_definition is None or self._plan.definition is not None
+        checks: tuple[tuple[str, Ask, bool], ...] = (
+            ("job", self._check_job, of_tasks),
+            ("cluster", self._check_cluster, bool(self._plan.cluster)),
+            ("", self._check_network, True),
+            ("", self._check_execution_role, of_tasks),
+            ("task role", self._check_task_role, of_tasks),
+            ("log group", self._check_log_group, of_tasks),
+            ("log mode", self._check_log_mode, of_tasks),
+            ("", self._check_quotas, of_tasks),
+            ("image", self._check_image, of_tasks),
+            ("events", self._check_events, True),
+            ("journal", self._check_journal, True),
+            ("environments", self._check_spill, True),
+            ("permissions", self._check_permissions, True),
         )
-        return found + await self._side_by_side(*checks)
+        return found + await self._side_by_side(*((check, ask) for check, ask, wanted in checks if wanted))
 
     async def _limited(self, check: str, ask: Ask) -> list[Finding]:
         """Return what a check finds, or why it found nothing."""
@@ -205,8 +208,8 @@ class _Visit:
         return [failed(check, f"AWS did not answer within {self._patience:g} seconds", _REACH)]
 
     async def _side_by_side(self, *checks: tuple[str, Ask]) -> list[Finding]:
-        """Return what checks find that do not wait for each other, in their order."""
-        told = await _together([partial(self._limited, check, ask) for check, ask in checks])
+        """Return in their order what checks find that do not wait for each other. One without a name has several."""
+        told = await _together([partial(self._limited, check, ask) if check else ask for check, ask in checks])
         return [finding for part in told for finding in part]
 
     async def _ask(self, operation: str, api: Api | None = None, /, **request: Any) -> dict[str, Any]:
@@ -300,7 +303,7 @@ class _Visit:
 
     async def _check_job(self) -> list[Finding]:
         job = self._job
-        if job is None or self._plan.definition is not None:
+        if job is None or self._options.task_definition is not None:
             return []
         options = self._options
         who = Identity(namespace=self._namespace, key=job.key or "doctor", attempt=1)
@@ -318,36 +321,32 @@ class _Visit:
             return [failed("job", f"{exc.field}: {exc.problem}", exc.fix)]
         return []
 
-    def access(self, *, account: str, region: str, cluster: str) -> Access:
-        """Return what the configuration uses, for policies."""
-        backend, options = self._backend, self._options
-        known = {"region": self._api.region or region, "cluster": backend.cluster or cluster}
-        if not hasattr(self, "_plan"):
-            return Access.of(
-                backend, account=account, journal=self._journal, namespace=self._namespace, chores=self._chores, **known
-            )
-        plan = self._plan
-        known["cluster"] = plan.cluster
-        tags = bool(backend._tags) or bool(self._job is not None and self._job.tags)
-        return Access.of(
-            backend,
-            account=account,
-            journal=self._journal,
-            namespace=self._namespace,
-            chores=self._chores,
+    def check(self) -> None:
+        """Refuse, before anything is asked, what would be refused in the end."""
+        region, cluster = self._api.region or "us-east-1", self._backend.cluster or "any"
+        self._access(account="123456789012", region=region, cluster=cluster)
+
+    def _used(self) -> Access:
+        """Return what is used of the account, for policies."""
+        plan, options = self._plan, self._options
+        tags = self._backend._tags or (self._job is not None and self._job.tags)
+        return self._access(
+            account=self._account,
+            cluster=plan.cluster or "any",
             roles=[role for role in (plan.roles.execution, plan.roles.task) if role],
             derives=options.task_definition is None,
             definitions=[options.task_definition] if options.task_definition else [],
             log_group=plan.log_group,
-            tags=tags or options.propagate_tags == "TASK_DEFINITION",
-            **known,
+            tags=bool(tags) or options.propagate_tags == "TASK_DEFINITION",
         )
+
+    def _access(self, **more: Any) -> Access:
+        known = {"journal": self._journal, "namespace": self._namespace, "chores": self._chores}
+        return Access.of(self._backend, **known | more)
 
     # ---- where jobs run ----------------------------------------------------------------------------------------------
 
     async def _check_cluster(self) -> list[Finding]:
-        if not self._plan.cluster:
-            return []  # that none was found is told already
         reply = await self._ask("ecs.DescribeClusters", clusters=[self._plan.cluster])
         return _findings.judge_cluster(self._plan.cluster, self._api.region, reply, self._plan.rungs)
 
@@ -358,25 +357,29 @@ class _Visit:
                 return []  # it needs none, or that none was found is told already
             fix = "say network=Network(subnets=[…]), or --subnet ID"
             return [failed("subnets", "none were said, and Fargate needs some", fix)]
+        vpcs: list[str] = []
+        found = await self._limited("subnets", partial(self._check_subnets, network, vpcs))
+        if len(vpcs) != 1:
+            if all(finding.state is _findings.State.UNKNOWN for finding in found):
+                found.append(unknown("route", "without the subnets, nobody knows where their routes lead"))
+            return found
+        return found + await self._side_by_side(
+            ("security groups", partial(self._check_security_groups, network, vpcs[0])),
+            ("route", partial(self._check_route, network, vpcs[0])),
+        )
+
+    async def _check_subnets(self, network: Network, vpcs: list[str]) -> list[Finding]:
+        """Look at the subnets, and add their VPCs to *vpcs*."""
         try:
             reply = await self._ask("ec2.DescribeSubnets", SubnetIds=list(network.subnets))
         except ApiError as exc:
-            if exc.trouble is Trouble.DENIED:
-                blind = unknown("route", "without the subnets, nobody knows where their routes lead")
-                return [_of_error("subnets", exc), blind]
             if exc.trouble is not Trouble.NOT_FOUND:
                 raise
-            said = _words(exc)
-            return [failed("subnets", f"{said} in {self._api.region}", "name subnets of this account and region")]
-        found = _findings.judge_subnets(network, reply, concurrency=self._concurrency)
-        vpcs = {str(one.get("VpcId")) for one in reply.get("Subnets") or ()}
-        if len(vpcs) != 1:
-            return found
-        vpc = vpcs.pop()
-        return found + await self._side_by_side(
-            ("security groups", partial(self._check_security_groups, network, vpc)),
-            ("route", partial(self._check_route, network, vpc)),
-        )
+            return [
+                failed("subnets", f"{_words(exc)} in {self._api.region}", "name subnets of this account and region")
+            ]
+        vpcs += sorted({str(one.get("VpcId")) for one in reply.get("Subnets") or ()})
+        return _findings.judge_subnets(network, reply, concurrency=self._concurrency)
 
     async def _check_security_groups(self, network: Network, vpc: str) -> list[Finding]:
         wanted: dict[str, Any] = {"GroupIds": list(network.security_groups)}
@@ -449,7 +452,7 @@ class _Visit:
         role = self._plan.roles.task
         if role is None:
             return [ok("task role", "none: jobs may ask AWS nothing")]
-        return [await self._look_at_role("task role", role)]
+        return await self._look_at_role("task role", role)
 
     async def _check_execution_role(self) -> list[Finding]:
         role, check = self._plan.roles.execution, "execution role"
@@ -459,35 +462,28 @@ class _Visit:
                 return [ok(check, "none: the instances' own role pulls images and writes lines")]
             fix = "say roles=Roles(execution='arn:…'), --execution-role ARN, or FARGATE_RUNNER_EXECUTION_ROLE"
             return [failed(check, "none was said, and on Fargate nobody else writes lines or pulls from ECR", fix)]
-        there = await self._look_at_role(check, role)
-        if there.state is _findings.State.FAILED or not self._account:
-            return [there]
-        return [there, *await self._limited(check, partial(self._check_what_it_may, role))]
+        found = await self._limited(check, partial(self._look_at_role, check, role))
+        if any(finding.state is _findings.State.FAILED for finding in found) or not self._account:
+            return found
+        return found + await self._limited(check, partial(self._check_what_it_may, role))
 
-    async def _look_at_role(self, check: str, role: str) -> Finding:
-        name = role.rpartition("/")[2]
-        account = _wire.account_of(role)
+    async def _look_at_role(self, check: str, role: str) -> list[Finding]:
+        account, region = _wire.account_of(role), self._api.region
         if account and self._account and account != self._account:
             fix = f"name a role of account {self._account}"
-            return failed(check, f"{role} is of another account, and cannot be given to tasks of this one", fix)
+            return [failed(check, f"{role} is of another account, and cannot be given to tasks of this one", fix)]
         try:
-            found = (await self._ask("iam.GetRole", RoleName=name)).get("Role") or {}
+            found = (await self._ask("iam.GetRole", RoleName=role.rpartition("/")[2])).get("Role") or {}
         except ApiError as exc:
             if exc.trouble is not Trouble.NOT_FOUND:
-                return _of_error(check, exc)
-            return failed(check, f"{role} is not there", "make it (fargate-runner init), or name another")
-        except BackendError as exc:
-            return _of_error(check, exc)
+                raise
+            return [failed(check, f"{role} is not there", "make it (fargate-runner init), or name another")]
         if account and found.get("Arn") not in {None, role}:
-            return failed(check, f"there is no {role}, but {found['Arn']}", "name it with its path, as IAM does")
-        return _findings.judge_trust(
-            check,
-            role,
-            found.get("AssumeRolePolicyDocument"),
-            region=self._api.region,
-            account=self._account or account,
-            partition=_wire.partition(self._api.region),
-        )
+            fix = "name it with its path, as IAM does"
+            return [failed(check, f"there is no {role}, but {found['Arn']}", fix)]
+        trust = found.get("AssumeRolePolicyDocument")
+        account, partition = self._account or account, _wire.partition(region)
+        return [_findings.judge_trust(check, role, trust, region=region, account=account, partition=partition)]
 
     async def _check_what_it_may(self, role: str) -> list[Finding]:
         policy = self._needed_by_tasks()
@@ -503,7 +499,7 @@ class _Visit:
     def _needed_by_tasks(self) -> Policy:
         """Return what the execution role has to be allowed for this job."""
         plan = self._plan
-        access = self.access(account=self._account, region=self._api.region, cluster=plan.cluster or "any")
+        access = self._used()
         image = EcrImage.of(plan.image)
         policy = execution_policy(access, repositories=[image.repository] if image is not None else ["*"])
         statements = [
@@ -549,9 +545,8 @@ class _Visit:
             return [unknown(check, f"IAM's simulator does not know {self._arn}", "ask with a role or a user of IAM")]
         if role:
             principal = await self._arn_of_role(principal, role)
-        access = self.access(account=self._account, region=self._api.region, cluster=self._plan.cluster)
         try:
-            given = await self._simulated(principal, caller_policy(access))
+            given = await self._simulated(principal, caller_policy(self._used()))
         except ApiError as exc:
             if exc.trouble is not Trouble.NOT_FOUND:
                 raise
@@ -585,20 +580,16 @@ class _Visit:
 
     # ---- lines, image, stores ----------------------------------------------------------------------------------------
 
-    async def _check_logs(self) -> list[Finding]:
-        body = self._plan.definition
-        group = ("log group", self._check_log_group)
-        writes = body is None or bool(_log_options(body))
-        return await self._side_by_side(*([group] if writes else []), ("log mode", self._check_log_mode))
-
     async def _check_log_group(self) -> list[Finding]:
-        group = self._plan.log_group
+        group, body = self._plan.log_group, self._plan.definition
+        if body is not None and not _log_options(body):
+            return []  # that nobody writes there is told of its mode
         region = group.region or self._api.region
         async with self._door(region) as api:
             reply = await self._ask("logs.DescribeLogGroups", api, logGroupNamePrefix=group.name, limit=50)
         if _wire.has_log_group(reply, group.name):
             return [ok("log group", f"{group.name} is there")]
-        if group.create and self._plan.definition is None and region == self._api.region:
+        if group.create and body is None and region == self._api.region:
             return [ok("log group", f"{group.name} is not there yet, and made at the first launch")]
         fix = f"make it (aws logs create-log-group --log-group-name {group.name}), or name another"
         return [failed("log group", f"there is no {group.name} in {region}, and tasks do not start without", fix)]
