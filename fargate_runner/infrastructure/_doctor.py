@@ -213,7 +213,8 @@ class _Visit:
         return [finding for part in told for finding in part]
 
     async def _ask(self, operation: str, api: Api | None = None, /, **request: Any) -> dict[str, Any]:
-        return await (api or self._api).call(operation, _RETRIES, _RETRIES, **request)
+        patience = min(_RETRIES, self._patience / 2)
+        return await (api or self._api).call(operation, patience, patience, **request)
 
     async def _pages(self, operation: str, member: str, **request: Any) -> list[Json]:
         """Return a list of EC2's, whole."""

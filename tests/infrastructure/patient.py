@@ -300,7 +300,8 @@ class Patient:
         return EcsBackend(cluster, **known | changes)
 
     def job(self, **changes: Any) -> Job:
-        return Job(**{"image": IMAGE, "command": ["report"]} | changes)
+        known: dict[str, Any] = {"image": IMAGE, "command": ["report"]}
+        return Job(**known | changes)
 
     async def examined(self, job: Job | None = None, **more: Any) -> list[Finding]:
         """Return what the doctor finds; what `diagnose` does not take is said to the backend."""

@@ -81,7 +81,7 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-CLOSED = EVERYTHING | {"network": PRIVATELY}
+CLOSED: dict[str, Any] = EVERYTHING | {"network": PRIVATELY}
 """In subnets whose only ways out are endpoints."""
 ALL = ("ecr.api", "ecr.dkr", "s3", "logs")
 
@@ -939,7 +939,7 @@ class TestAnExistingDefinition:
     JOB = Job(command=["x"], ecs=EcsOptions(task_definition="report"))
 
     async def examined(self, patient: Patient, job: Job = JOB, **more: Any) -> list[Finding]:
-        known = {"roles": None, "log_group": "/unused", "options": EcsOptions(task_definition="report")}
+        known: dict[str, Any] = {"roles": None, "log_group": "/unused", "options": EcsOptions(task_definition="report")}
         found = list(await diagnose(patient.backend(**known | more), job=job))
         assert of(found, "job") == []
         return found
