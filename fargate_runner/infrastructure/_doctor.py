@@ -233,7 +233,7 @@ class _Visit:
         if region == self._api.region:
             yield self._api
             return
-        api: Api = self._backend._make_api(region=region)  # type: ignore[call-arg]
+        api = self._backend._make_api(region=region)
         async with api.running():
             yield api
 
@@ -342,7 +342,7 @@ class _Visit:
         )
 
     def _access(self, **more: Any) -> Access:
-        known = {"journal": self._journal, "namespace": self._namespace, "chores": self._chores}
+        known: dict[str, Any] = {"journal": self._journal, "namespace": self._namespace, "chores": self._chores}
         return Access.of(self._backend, **known | more)
 
     # ---- where jobs run ----------------------------------------------------------------------------------------------
@@ -398,16 +398,16 @@ class _Visit:
     async def _check_route(self, network: Network, vpc: str) -> list[Finding]:
         tables = await self._pages("ec2.DescribeRouteTables", "RouteTables", Filters=[_filter("vpc-id", vpc)])
         services, only_internet = self._needed()
-        judge = {"services": services, "only_internet": only_internet}
+        judge = partial(_findings.judge_route, network, tables, services=services, only_internet=only_internet)
         try:
             # They matter only to who has no other way, but then nothing else does.
             endpoints = await self._pages("ec2.DescribeVpcEndpoints", "VpcEndpoints", Filters=[_filter("vpc-id", vpc)])
         except ApiError as exc:
-            blind = _findings.judge_route(network, tables, (), **judge)  # type: ignore[arg-type]
+            blind = judge(())
             if all(finding.state is _findings.State.OK for finding in blind):
                 return blind
             return [_of_error("route", exc)]
-        return _findings.judge_route(network, tables, endpoints, **judge)  # type: ignore[arg-type]
+        return judge(endpoints)
 
     def _needed(self) -> tuple[list[str], str]:
         """Return the services that a task has to reach, and what of it no endpoint leads to."""

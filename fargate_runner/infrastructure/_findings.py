@@ -323,7 +323,7 @@ def judge_cluster(name: str, region: str, reply: Json, rungs: Sequence[Capacity]
         make = f"make it (aws ecs create-cluster --cluster-name {name.rpartition('/')[2]}), or name another"
         return [failed("cluster", seen, make)]
     found = [ok("cluster", f"{cluster.get('clusterName', name)} is active")]
-    attached = set(cluster.get("capacityProviders") or ())
+    attached: set[str] = set(cluster.get("capacityProviders") or ())
     wanted = list(dict.fromkeys(provider.name for rung in rungs for provider in rung.strategy))
     if missing := [provider for provider in wanted if provider not in attached]:
         seen = f"{some(missing)} cannot be used: the cluster has {some(sorted(attached)) or 'no capacity providers'}"
