@@ -246,7 +246,8 @@ def patient() -> Patient:
 def examined(patient: Patient, capsys: pytest.CaptureFixture[str]) -> Said:
     def run(*words: str) -> tuple[int, str, str]:
         def make(**said: Any) -> EcsBackend:
-            return EcsBackend(**{"session": patient.aws.session(), "region": REGION} | said)
+            known: dict[str, Any] = {"session": patient.aws.session(), "region": REGION}
+            return EcsBackend(**known | said)
 
         code = main(["doctor", *words], backends={"ecs": make})
         out, err = capsys.readouterr()
