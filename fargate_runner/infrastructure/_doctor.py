@@ -425,7 +425,6 @@ class _Visit:
         by_value = self._job is not None and any(isinstance(one, Secret) for one in self._job.secrets.values())
         services += ["secretsmanager"] if any(":secretsmanager:" in arn for arn in plan.secrets) else []
         services += ["ssm"] if by_value or any(":ssm:" in arn for arn in plan.secrets) else []
-        services += ["s3"] if self._backend._bucket and "s3" not in services else []
         return services, only_internet
 
     async def _check_quotas(self) -> list[Finding]:
@@ -590,7 +589,7 @@ class _Visit:
             reply = await self._ask("logs.DescribeLogGroups", api, logGroupNamePrefix=group.name, limit=50)
         if _wire.has_log_group(reply, group.name):
             return [ok("log group", f"{group.name} is there")]
-        if group.create and body is None and region == self._api.region:
+        if group.create and region == self._api.region:  # where the backend makes it
             return [ok("log group", f"{group.name} is not there yet, and made at the first launch")]
         fix = f"make it (aws logs create-log-group --log-group-name {group.name}), or name another"
         return [failed("log group", f"there is no {group.name} in {region}, and tasks do not start without", fix)]

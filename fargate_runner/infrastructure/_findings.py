@@ -541,6 +541,7 @@ class EcrImage:
     repository: str
     tag: str
     digest: str
+    """If there is one, it counts, and not the tag."""
 
     @classmethod
     def of(cls, image: str | None) -> EcrImage | None:
@@ -549,8 +550,7 @@ class EcrImage:
         if found is None:
             return None
         account, region, repository = found["account"], found["region"], found["repository"]
-        digest = found["digest"] or ""
-        tag = "" if digest else found["tag"] or "latest"
+        tag, digest = found["tag"] or "latest", found["digest"] or ""
         return cls(account=account, region=region, repository=repository, tag=tag, digest=digest)
 
     def request(self) -> dict[str, Any]:

@@ -355,6 +355,14 @@ class TestDoctor:
         assert code == 0
         assert f"ok       configuration: cluster jobs: from FARGATE_RUNNER_CLUSTER; subnets {PRIVATE}" in out
 
+    def test_what_options_do_not_say_is_found(self, examined: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FARGATE_RUNNER_SUBNETS", PRIVATE)
+
+        code, out, _ = examined(*WELL, IMAGE)
+
+        assert code == 0
+        assert f"ok       route: {PRIVATE}: the internet is reached by nat-" in out
+
     def test_options_come_before_what_is_found(self, examined: Said, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FARGATE_RUNNER_CLUSTER", "nights")
         monkeypatch.setenv("FARGATE_RUNNER_EXECUTION_ROLE", "arn:aws:iam::123456789012:role/nobody")
@@ -390,6 +398,9 @@ class TestDoctor:
         assert "ok       cluster: jobs is active" in out
         code, out, _ = examined("--from", "app_of_the_doctor:make_runner", IMAGE)
         assert code == 0
+        patient.forbid("fake", "ecs:RunTask")
+        code, out, _ = examined("--from", "app_of_the_doctor:make_runner")
+        assert ":task-definition/fr-night-doctor:1: no policy allows it" in out
 
     @pytest.mark.parametrize(
         ("words", "expected"),
