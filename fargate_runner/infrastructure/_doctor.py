@@ -56,7 +56,7 @@ _QUOTAS: Final[Mapping[str, tuple[str, str]]] = {
     "FARGATE_SPOT": ("Fargate Spot", "L-36FBB829"),
 }
 # What the AWS managed policy AmazonECSTaskExecutionRolePolicy allows, on everything (AWS Managed Policy Reference).
-_MANAGED: Final = "AmazonECSTaskExecutionRolePolicy"
+_MANAGED: Final = ":iam::aws:policy/service-role/AmazonECSTaskExecutionRolePolicy"
 _MANAGED_ACTIONS: Final = frozenset(
     {
         *("ecr:GetAuthorizationToken", "ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer"),
@@ -179,8 +179,9 @@ class _Visit:
         self._plan = self._planned()
         if self._options.task_definition is not None:
             found += await self._limited("task definition", self._read_definition)
-        # What an existing definition says of a task cannot be looked at where it was not read.
-        of_tasks = self._options.task_definition is None or self._plan.definition is not None
+        # What an existing definition, or the environment, says of tasks cannot be looked at where it was not read.
+        is_read = self._options.task_definition is None or self._plan.definition is not None
+        of_tasks = is_read and (self._found is not None or not self._discovers)
         checks: tuple[tuple[str, Ask, bool], ...] = (
             ("job", self._check_job, of_tasks),
             ("cluster", self._check_cluster, bool(self._plan.cluster)),
@@ -205,6 +206,8 @@ class _Visit:
                 return await ask()
             except BackendError as exc:
                 return [_of_error(check, exc)]
+            except InvalidJob as exc:
+                return [failed(check, f"{exc.field}={exc.value!r}: {exc.problem}", exc.fix)]
         return [failed(check, f"AWS did not answer within {self._patience:g} seconds", _REACH)]
 
     async def _side_by_side(self, *checks: tuple[str, Ask]) -> list[Finding]:
@@ -213,8 +216,12 @@ class _Visit:
         return [finding for part in told for finding in part]
 
     async def _ask(self, operation: str, api: Api | None = None, /, **request: Any) -> dict[str, Any]:
-        patience = min(_RETRIES, self._patience / 2)
+        patience = self._patience_of_calls
         return await (api or self._api).call(operation, patience, patience, **request)
+
+    @property
+    def _patience_of_calls(self) -> float:
+        return min(_RETRIES, self._patience / 2)
 
     async def _pages(self, operation: str, member: str, **request: Any) -> list[Json]:
         """Return a list of EC2's, whole."""
@@ -254,13 +261,13 @@ class _Visit:
         return [ok(check, seen)]
 
     async def _discover(self) -> list[Finding]:
-        try:
-            self._found = await _discover.discover(
-                self._api, cluster=self._backend.cluster or None, network=self._options.network
-            )
-        except InvalidJob as exc:
-            return [failed("configuration", f"{exc.field}={exc.value!r}: {exc.problem}", exc.fix)]
-        return [ok("configuration", "; ".join(self._found.why))] if self._found.why else []
+        cluster, network, patience = self._backend.cluster or None, self._options.network, self._patience_of_calls
+        self._found = await _discover.look_around(self._api, cluster=cluster, network=network, patience=patience)
+        found = [ok("configuration", "; ".join(self._found.why))] if self._found.why else []
+        return found + [
+            failed("subnets" if part == "network" else part, why, fix)
+            for part, (why, fix) in self._found.missing.items()
+        ]
 
     def _planned(self) -> _Plan:
         options, backend, found, job = self._options, self._backend, self._found, self._job
@@ -295,10 +302,7 @@ class _Visit:
         arn = str(body.get("taskDefinitionArn", name))
         if body.get("status", "ACTIVE") != "ACTIVE":
             return [failed(check, f"{arn} is {body['status']}", fix)]
-        try:
-            own = _wire.container_of(body, "main" if self._job is None else self._job.container_name)
-        except InvalidJob as exc:
-            return [failed(check, f"{arn}: {exc.field}={exc.value!r}: {exc.problem}", exc.fix)]
+        own = _wire.container_of(body, "main" if self._job is None else self._job.container_name)
         self._plan = attrs.evolve(self._plan, **_of_definition(body, own, self._plan, self._job))
         return [ok(check, f"{arn} is active")]
 
@@ -354,7 +358,7 @@ class _Visit:
     async def _check_network(self) -> list[Finding]:
         network = self._plan.network
         if network is None:
-            if not self._plan.is_on_fargate or (self._discovers and self._found is None):
+            if not self._plan.is_on_fargate or self._discovers:
                 return []  # it needs none, or that none was found is told already
             fix = "say network=Network(subnets=[…]), or --subnet ID"
             return [failed("subnets", "none were said, and Fargate needs some", fix)]
@@ -528,10 +532,11 @@ class _Visit:
         attached = (await self._ask("iam.ListAttachedRolePolicies", RoleName=name)).get("AttachedPolicies") or ()
         bounded = ((await self._ask("iam.GetRole", RoleName=name)).get("Role") or {}).get("PermissionsBoundary")
         names = [str(one.get("PolicyName")) for one in attached]
+        is_managed = any(str(one.get("PolicyArn")).endswith(_MANAGED) for one in attached)
         needed = {action for statement in policy["Statement"] for action in statement["Action"]}
-        doubtful = sorted(needed - _MANAGED_ACTIONS if _MANAGED in names and not bounded else needed)
+        doubtful = sorted(needed - _MANAGED_ACTIONS if is_managed and not bounded else needed)
         if not doubtful:
-            return ok("execution role", f"it has {_MANAGED}")
+            return ok("execution role", f"it has {some(names)}; whether anything denies that was not looked at")
         has = f"it has {some(names) or 'no managed policy'}{' and a permissions boundary' if bounded else ''}"
         return attrs.evolve(blind, seen=f"{has}; whether it may {some(doubtful)} is not known, as {blind.seen}")
 
@@ -558,7 +563,7 @@ class _Visit:
 
     async def _arn_of_role(self, guess: str, name: str) -> str:
         try:
-            return str((await self._ask("iam.GetRole", RoleName=name))["Role"]["Arn"])
+            return str(((await self._ask("iam.GetRole", RoleName=name)).get("Role") or {}).get("Arn", guess))
         except ApiError:
             return guess
 
@@ -643,6 +648,10 @@ class _Visit:
         if not rules:
             fix = "make a rule that does: await backend.make_events()"
             return [warning(check, f"{arn} is there, and no rule of EventBridge sends to it: ends are polled for", fix)]
+        states = await _together([partial(self._ask, "events.DescribeRule", Name=rule) for rule in rules[:5]])
+        if all(state.get("State") == "DISABLED" for state in states):
+            fix = f"enable it (aws events enable-rule --name {rules[0]})"
+            return [warning(check, f"{arn} is there, and the rule {some(rules)} is disabled: ends are polled for", fix)]
         return [ok(check, f"{arn} is there, and the rule {some(rules)} sends to it")]
 
     async def _check_journal(self) -> list[Finding]:

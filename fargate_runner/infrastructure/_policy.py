@@ -319,6 +319,7 @@ def doctor_policy(access: Access) -> Policy:
         by_name = [] if "/" in access.events else ["sqs:GetQueueUrl"]
         found.append(_statement("LookAtQueue", ["sqs:GetQueueAttributes", *by_name], access._queue()))
         found.append(_statement("LookForRule", ["events:ListRuleNamesByTarget"], "*"))
+        found.append(_statement("LookAtRule", ["events:DescribeRule"], access._arn("events", "rule/*")))
     if access.journal:
         found.append(_statement("LookAtJournal", ["dynamodb:DescribeTable"], access._table()))
     if access.spill_to:

@@ -60,6 +60,8 @@ class Iam(Service):
         self.details: dict[str, Any] = {}
         """What each result says beside."""
         self.pages = 1
+        self.managed = "aws"
+        """Whose the policies are that are attached to roles."""
         self.silent: set[str] = set()
         """Actions that it does not answer for."""
 
@@ -83,7 +85,7 @@ class Iam(Service):
 
     async def list_attached_role_policies(self, request: Mapping[str, Any]) -> dict[str, Any]:
         attached = [
-            {"PolicyName": name, "PolicyArn": f"arn:aws:iam::aws:policy/service-role/{name}"}
+            {"PolicyName": name, "PolicyArn": f"arn:aws:iam::{self.managed}:policy/service-role/{name}"}
             for name in self._role(request["RoleName"]).attached
         ]
         return {"AttachedPolicies": attached, "IsTruncated": False}

@@ -944,12 +944,18 @@ class TestWhatTheExecutionRoleMay:
         role.attached = ("AmazonECSTaskExecutionRolePolicy",)
 
         _, finding = of(await patient.examined(), "execution role")
-        assert (finding.state, finding.seen) == (State.OK, "it has AmazonECSTaskExecutionRolePolicy")
+        assert finding.state is State.OK
+        assert finding.seen == "it has AmazonECSTaskExecutionRolePolicy; whether anything denies that was not looked at"
 
         _, finding = of(await patient.examined(patient.job(secrets={"T": SecretRef(SECRET)})), "execution role")
         assert finding.state is State.UNKNOWN
         assert "whether it may secretsmanager:GetSecretValue is not known" in finding.seen
 
+        patient.iam.managed = ACCOUNT
+        _, finding = of(await patient.examined(), "execution role")
+        assert finding.state is State.UNKNOWN  # somebody's own policy has the name
+
+        patient.iam.managed = "aws"
         role.boundary = f"arn:aws:iam::{ACCOUNT}:policy/boundary"
         _, finding = of(await patient.examined(), "execution role")
         assert finding.state is State.UNKNOWN
@@ -1268,6 +1274,15 @@ class TestEvents:
         assert finding.state is State.WARNING
         assert "no rule of EventBridge sends to it" in finding.seen
 
+    async def test_with_a_rule_that_is_disabled_is_a_warning(self, patient: Patient) -> None:
+        await patient.backend(events="jobs-events").make_events()
+        await patient.aws.call("events", "DisableRule", {"Name": "jobs-events"})
+
+        finding = only(await patient.examined(events="jobs-events"), "events")
+
+        assert finding.state is State.WARNING
+        assert "the rule jobs-events is disabled" in finding.seen
+
     async def test_with_both_is_green(self, patient: Patient) -> None:
         url = await patient.backend(events="jobs-events").make_events()
         for queue in ("jobs-events", url):
@@ -1382,12 +1397,48 @@ class TestDiscovery:
 
         found = await patient.examined(cluster=None)
 
-        told = only(found, "configuration")
+        told = only(found, "cluster")
         assert told.state is State.FAILED
-        assert "FARGATE_RUNNER_CLUSTER" in f"{told.seen} {told.todo}"
-        assert of(found, "cluster") == []
+        assert told.seen == "there are 2 in us-east-1 and none is 'default' (another, jobs)"
+        assert "set FARGATE_RUNNER_CLUSTER" in told.todo
         assert only(found, "permissions").state is State.UNKNOWN
-        assert {finding.check for finding in bad(found)} == {"configuration", "permissions"}
+        assert {finding.check for finding in bad(found)} == {"cluster", "permissions"}
+
+    async def test_that_finds_no_network_is_red_and_the_rest_is_looked_at(
+        self, patient: Patient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FARGATE_RUNNER_EXECUTION_ROLE", EXECUTION)
+        patient.ec2.default_vpc = False
+
+        found = await patient.examined(network=None, roles=None, discover=True)
+
+        assert {finding.check for finding in bad(found)} == {"subnets"}
+        assert "set FARGATE_RUNNER_SUBNETS" in only(found, "subnets").todo
+        assert EXECUTION in of(found, "execution role")[0].seen
+
+    @pytest.mark.parametrize(
+        "trouble", [{"delay": 1e6}, {"code": "InternalFailure", "status": 500}], ids=["silence", "failure"]
+    )
+    async def test_that_is_not_answered_is_red_and_nothing_is_made_up(
+        self, patient: Patient, clock: VirtualClock, trouble: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FARGATE_RUNNER_EXECUTION_ROLE", EXECUTION)
+        patient.aws.faults.add(Fault(match="ec2.DescribeVpcs", times=math.inf, **trouble))
+
+        found = await patient.examined(network=None, roles=None, discover=True)
+
+        assert {finding.check for finding in bad(found)} == {"configuration"}
+        assert only(found, "configuration").state is State.FAILED
+        # Nobody knows what the environment says of roles and lines, and nobody says that it says nothing.
+        assert not {"execution role", "task role", "log group", "subnets"} & {finding.check for finding in found}
+        assert clock.time() <= 21.0
+
+    async def test_that_is_denied_names_the_permission(self, patient: Patient) -> None:
+        patient.aws.faults.add(denied("ec2.DescribeVpcs"))
+
+        finding = only(await patient.examined(network=None, discover=True), "subnets")
+
+        assert "ec2:DescribeVpcs is not allowed for the credentials in use" in finding.seen
 
     async def test_of_a_wrong_variable_is_red(self, patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FARGATE_RUNNER_SUBNETS", "nowhere")
