@@ -18,11 +18,11 @@ import attrs
 
 from fargate_runner._backend import Identity
 from fargate_runner._errors import BackendError, InvalidJob, JournalError
-from fargate_runner._job import Job, Secret, SecretRef, Size
+from fargate_runner._job import Job, SecretRef, Size
 from fargate_runner.backends.ecs import _discover, _wire
 from fargate_runner.backends.ecs._api import Api, ApiError, Trouble
-from fargate_runner.backends.ecs._backend import EcsBackend, _options
-from fargate_runner.backends.ecs._config import Capacity, EcsOptions, LogGroup, Network, Roles
+from fargate_runner.backends.ecs._backend import EcsBackend, _options, _values
+from fargate_runner.backends.ecs._config import Capacity, EbsVolume, EcsOptions, LogGroup, Network, Roles
 from fargate_runner.infrastructure import _findings
 from fargate_runner.infrastructure._findings import (
     EcrImage,
@@ -125,11 +125,13 @@ class _Plan:
     rungs: tuple[Capacity, ...]
     roles: Roles
     log_group: LogGroup
-    image: str | None = None
-    architecture: str = "X86_64"
-    vcpu: float = 0.25
+    images: tuple[str, ...] = ()
+    """The job's own first, then those of its sidecars."""
+    architecture: str
+    """Empty if it is that of the instance which a task gets to."""
+    vcpu: float
     secrets: tuple[str, ...] = ()
-    """ARNs of what the execution role reads."""
+    """ARNs, or names of parameters, of what the execution role reads."""
     definition: Json | None = None
     """An existing one."""
 
@@ -191,7 +193,7 @@ class _Visit:
             ("log group", self._check_log_group, of_tasks),
             ("log mode", self._check_log_mode, of_tasks),
             ("", self._check_quotas, of_tasks),
-            ("image", self._check_image, of_tasks),
+            ("", self._check_images, of_tasks),
             ("events", self._check_events, True),
             ("journal", self._check_journal, True),
             ("environments", self._check_spill, True),
@@ -278,14 +280,17 @@ class _Visit:
                 log_group = found.log_group
         parts = [] if job is None else [job.secrets, *(side.secrets for side in job.sidecars)]
         secrets = [secret.arn for part in parts for secret in part.values() if isinstance(secret, SecretRef)]
+        images = [] if job is None else [job.image, *(side.image for side in job.sidecars)]
+        rungs = options.capacity or (Capacity.fargate(),)
+        architecture = job.architecture if job is not None else None
         return _Plan(
             cluster=backend.cluster or (found.cluster if found is not None else ""),
             network=options.network,
-            rungs=options.capacity or (Capacity.fargate(),),
+            rungs=rungs,
             roles=options.roles or Roles(),
             log_group=log_group,
-            image=None if job is None else job.image,
-            architecture=(job.architecture if job is not None else None) or "X86_64",
+            images=tuple(dict.fromkeys(image for image in images if image is not None)),
+            architecture=architecture or ("X86_64" if any(rung.is_fargate for rung in rungs) else ""),
             vcpu=(Size.of(None, None) if job is None else job.size).vcpu,
             secrets=tuple(secrets),
         )
@@ -302,6 +307,9 @@ class _Visit:
         arn = str(body.get("taskDefinitionArn", name))
         if body.get("status", "ACTIVE") != "ACTIVE":
             return [failed(check, f"{arn} is {body['status']}", fix)]
+        if self._plan.is_on_fargate and "FARGATE" not in (body.get("compatibilities") or ("FARGATE",)):
+            fix = "register it with requiresCompatibilities FARGATE, or say the capacity that it is for"
+            return [failed(check, f"{arn} is not fit for Fargate", fix)]
         own = _wire.container_of(body, "main" if self._job is None else self._job.container_name)
         self._plan = attrs.evolve(self._plan, **_of_definition(body, own, self._plan, self._job))
         return [ok(check, f"{arn} is active")]
@@ -335,14 +343,22 @@ class _Visit:
         """Return what is used of the account, for policies."""
         plan, options = self._plan, self._options
         tags = self._backend._tags or (self._job is not None and self._job.tags)
-        return self._access(
+        definition = options.task_definition
+        if plan.definition is not None:
+            definition = str(plan.definition.get("taskDefinitionArn", definition))
+        used = self._access(
             account=self._account,
             cluster=plan.cluster or "any",
-            roles=[role for role in (plan.roles.execution, plan.roles.task) if role],
-            derives=options.task_definition is None,
-            definitions=[options.task_definition] if options.task_definition else [],
+            derives=definition is None,
+            definitions=[definition] if definition is not None else [],
             log_group=plan.log_group,
             tags=bool(tags) or options.propagate_tags == "TASK_DEFINITION",
+        )
+        return attrs.evolve(  # what the backend says and this job does not use is not needed
+            used,
+            definitions=[definition] if definition is not None else [],
+            roles=[role for role in (plan.roles.execution, plan.roles.task) if role],
+            volume_roles=[volume.role for volume in options.volumes or () if isinstance(volume, EbsVolume)],
         )
 
     def _access(self, **more: Any) -> Access:
@@ -404,7 +420,7 @@ class _Visit:
         services, only_internet = self._needed()
         judge = partial(_findings.judge_route, network, tables, services=services, only_internet=only_internet)
         try:
-            # They matter only to who has no other way, but then nothing else does.
+            # Whoever has another way does without them.
             endpoints = await self._pages("ec2.DescribeVpcEndpoints", "VpcEndpoints", Filters=[_filter("vpc-id", vpc)])
         except ApiError as exc:
             blind = judge(())
@@ -416,20 +432,30 @@ class _Visit:
     def _needed(self) -> tuple[list[str], str]:
         """Return the services that a task has to reach, and what of it no endpoint leads to."""
         plan, here = self._plan, self._api.region
-        image = EcrImage.of(plan.image)
-        services = ["ecr.api", "ecr.dkr", "s3"] if plan.image is None or image is not None else []
         only_internet = ""
-        if plan.image is not None and image is None:
-            only_internet = f"the image {plan.image} comes over the internet"
-        elif image is not None and image.region != here:
-            only_internet = f"the image {plan.image} is in {image.region}, which is reached over the internet"
-        elif plan.log_group.region not in {None, here}:
+        if plan.log_group.region not in {None, here}:
             only_internet = f"lines go to {plan.log_group.region}, which is reached over the internet"
-        services.append("logs")
-        by_value = self._job is not None and any(isinstance(one, Secret) for one in self._job.secrets.values())
-        services += ["secretsmanager"] if any(":secretsmanager:" in arn for arn in plan.secrets) else []
-        services += ["ssm"] if by_value or any(":ssm:" in arn for arn in plan.secrets) else []
+        for name in plan.images:
+            image = EcrImage.of(name)
+            if image is None:
+                only_internet = f"the image {name} comes over the internet"
+            elif image.region != here:
+                only_internet = f"the image {name} is in {image.region}, which is reached over the internet"
+        services = ["ecr.api", "ecr.dkr", "s3", "logs"]
+        arns = self._secrets()
+        by_value = self._job is not None and bool(_values(self._job))
+        services += ["secretsmanager"] if any(":secretsmanager:" in arn for arn in arns) else []
+        services += ["ssm"] if by_value or any(":ssm:" in arn for arn in arns) else []
         return services, only_internet
+
+    def _secrets(self) -> list[str]:
+        """Return the ARNs of what the execution role reads. A name is that of a parameter."""
+        place = f"arn:{_wire.partition(self._api.region)}:ssm:{self._api.region}:{self._account}:parameter/"
+        # Behind the name of a secret may be the key of JSON, a stage and a version.
+        return [
+            ":".join(one.split(":")[:7]) if one.startswith("arn:") else place + one.lstrip("/")
+            for one in self._plan.secrets
+        ]
 
     async def _check_quotas(self) -> list[Finding]:
         providers = {provider.name for rung in self._plan.rungs for provider in rung.strategy}
@@ -502,27 +528,18 @@ class _Visit:
 
     def _needed_by_tasks(self) -> Policy:
         """Return what the execution role has to be allowed for this job."""
-        plan = self._plan
-        access = self._used()
-        image = EcrImage.of(plan.image)
-        policy = execution_policy(access, repositories=[image.repository] if image is not None else ["*"])
-        statements = [
-            statement
-            for statement in policy["Statement"]
-            if plan.image is None or image is not None or not statement["Action"][0].startswith("ecr:")
-        ]
+        policy = execution_policy(self._used())
+        images = [image for name in self._plan.images if (image := EcrImage.of(name)) is not None]
+        pulls = bool(images) or not self._plan.images
+        statements = [one for one in policy["Statement"] if pulls or not one["Action"][0].startswith("ecr:")]
         for statement in statements:
-            if image is not None and statement["Sid"] == "PullImages":
-                partition = _wire.partition(image.region)
-                place = f"arn:{partition}:ecr:{image.region}:{image.account}:repository/{image.repository}"
-                statement["Resource"] = [place]
+            if images and statement["Sid"] == "PullImages":
+                statement["Resource"] = [image.arn for image in images]
         for sid, service, action in (
             ("ReadSecretsByReference", "secretsmanager", "secretsmanager:GetSecretValue"),
             ("ReadParametersByReference", "ssm", "ssm:GetParameters"),
         ):
-            # Behind the name of a secret may be the key of JSON, a stage and a version.
-            arns = [":".join(arn.split(":")[:7]) for arn in plan.secrets if f":{service}:" in arn]
-            if arns:
+            if arns := [arn for arn in self._secrets() if f":{service}:" in arn]:
                 statements.append({"Sid": sid, "Effect": "Allow", "Action": [action], "Resource": arns})
         return policy | {"Statement": statements}
 
@@ -614,10 +631,10 @@ class _Visit:
         # Amazon ECS API Reference, LogConfiguration: non-blocking unless it is said, since June 25th, 2025.
         return [_judge_mode(str(setting.get("value") or "non-blocking"), "by the account's default, which is")]
 
-    async def _check_image(self) -> list[Finding]:
-        name = self._plan.image
-        if name is None:
-            return []
+    async def _check_images(self) -> list[Finding]:
+        return await self._side_by_side(*(("image", partial(self._check_image, name)) for name in self._plan.images))
+
+    async def _check_image(self, name: str) -> list[Finding]:
         image = EcrImage.of(name)
         if image is None:
             return [unknown("image", f"{name} was not looked at; it is pulled over the internet")]
@@ -783,19 +800,19 @@ def _log_options(body: Json) -> list[Json]:
 def _of_definition(body: Json, own: str, plan: _Plan, job: Job | None) -> dict[str, Any]:
     """Return what of a plan an existing definition says; what a launch overrides stays."""
     parts = body.get("containerDefinitions") or ()
-    container = next(part for part in parts if part.get("name") == own)
+    parts = sorted(parts, key=lambda part: part.get("name") != own)  # the job's own first
     platform = body.get("runtimePlatform") or {}
-    log = next(iter(_log_options(body)), {})
+    log = next(iter(_log_options({"containerDefinitions": parts})), {})
     changes: dict[str, Any] = {
         "definition": body,
-        "image": container.get("image"),
-        "architecture": platform.get("cpuArchitecture") or "X86_64",
+        "images": tuple(dict.fromkeys(str(part["image"]) for part in parts if part.get("image"))),
+        "architecture": platform.get("cpuArchitecture") or ("X86_64" if plan.is_on_fargate else ""),
         "roles": plan.roles.over(Roles(execution=body.get("executionRoleArn"), task=body.get("taskRoleArn"))),
         "secrets": tuple(
-            str(secret.get("valueFrom"))
+            str(secret["valueFrom"])
             for part in parts
             for secret in part.get("secrets") or ()
-            if str(secret.get("valueFrom", "")).startswith("arn:")
+            if secret.get("valueFrom")
         ),
     }
     if (job is None or (job.vcpu is None and job.memory_gib is None)) and str(body.get("cpu", "")).isdigit():

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 import attrs
 
 from fargate_runner.backends.ecs._config import Capacity, Network
+from fargate_runner.backends.ecs._wire import partition as partition_of
 
 __all__ = [
     "EcrImage",
@@ -272,10 +273,10 @@ def judge_trust(check: str, role: str, document: Any, *, region: str, account: s
         return failed(check, f"the trust policy of {role} denies it to {_TASKS}", fix)
     if not statements:
         return failed(check, f"{role} may not be given to a task: its trust policy does not name {_TASKS}", fix)
-    context = {
-        "aws:sourceaccount": account,
-        "aws:sourcearn": f"arn:{partition}:ecs:{region}:{account}:task/{_EXAMPLE}/{_EXAMPLE}",
-    }
+    context: dict[str, str] = {}
+    if account:
+        task = f"arn:{partition}:ecs:{region}:{account}:task/{_EXAMPLE}/{_EXAMPLE}"
+        context = {"aws:sourceaccount": account, "aws:sourcearn": task}
     met = [_conditions_met(one.get("Condition") or {}, context) for one in statements]
     if True in met:
         return ok(check, f"{role} is there, and tasks may be given it")
@@ -553,6 +554,11 @@ class EcrImage:
         tag, digest = found["tag"] or "latest", found["digest"] or ""
         return cls(account=account, region=region, repository=repository, tag=tag, digest=digest)
 
+    @property
+    def arn(self) -> str:
+        """That of its repository."""
+        return f"arn:{partition_of(self.region)}:ecr:{self.region}:{self.account}:repository/{self.repository}"
+
     def request(self) -> dict[str, Any]:
         """Return the members of BatchGetImage (ECR API Reference)."""
         return {
@@ -564,7 +570,7 @@ class EcrImage:
 
 
 def judge_architecture(image: str, reply: Json, architecture: str) -> Finding:
-    """Say whether BatchGetImage found the image, and whether it is one for *architecture*."""
+    """Say whether BatchGetImage found the image, and whether it is one for *architecture*; empty is any."""
     there = next(iter(reply.get("images") or ()), None)
     if there is None:
         failure: Json = next(iter(reply.get("failures") or ()), {})
@@ -576,6 +582,8 @@ def judge_architecture(image: str, reply: Json, architecture: str) -> Finding:
     except (ValueError, AttributeError):
         parts = []
     found = {str(part.get("architecture")) for part in parts if part.get("os") == "linux"}
+    if not architecture:
+        return ok("image", f"{image} is there")
     if not found:
         seen = f"{image} is there; it is for one platform, and its manifest does not say which"
         return unknown("image", seen, f"see that it was built for {architecture}")

@@ -18,6 +18,7 @@ import pytest
 from fargate_runner import (
     Capacity,
     DynamoDBJournal,
+    EbsVolume,
     EcsBackend,
     EcsOptions,
     InvalidJob,
@@ -373,6 +374,21 @@ class TestPermissions:
             f"fake may not iam:PassRole on arn:aws:iam::{ACCOUNT}:role/another: no policy allows it",
             f"fake may not ecs:TagResource on arn:aws:ecs:{REGION}:{ACCOUNT}:task/jobs/doctor: no policy allows it",
         }
+
+    async def test_are_not_asked_for_what_a_job_does_not_use(self, patient: Patient) -> None:
+        patient.iam.roles["another"] = Role()
+        job = patient.job(ecs=EcsOptions(roles=Roles(task="another")))
+        (passing,) = [one for p in patient.iam.users["fake"] for one in p["Statement"] if one["Sid"] == "PassRoles"]
+        passing["Resource"] = [EXECUTION, f"arn:aws:iam::{ACCOUNT}:role/another"]
+
+        assert bad(await patient.examined(job)) == []
+
+    async def test_to_pass_the_roles_of_volumes_are_asked_for(self, patient: Patient) -> None:
+        disk = EbsVolume(path="/data", role=f"arn:aws:iam::{ACCOUNT}:role/volumes", size_gib=10)
+
+        (finding,) = bad(await patient.examined(patient.job(ecs=EcsOptions(volumes=[disk]))))
+
+        assert f"fake may not iam:PassRole on {disk.role}" in finding.seen
 
     async def test_that_are_as_narrow_as_what_is_asked_of_AWS_suffice(self, patient: Patient) -> None:
         (policy,) = patient.iam.users["fake"]
@@ -868,6 +884,16 @@ class TestRoles:
 
         assert finding.state is state
 
+    async def test_whose_account_nobody_tells_are_not_red_for_that(self, patient: Patient) -> None:
+        patient.aws.faults.add(Fault(match="sts.*", times=math.inf, code="InternalFailure", status=500))
+        (statement,) = TRUST["Statement"]
+        only_here = {"Condition": {"StringEquals": {"aws:SourceAccount": ACCOUNT}}}
+        patient.iam.roles["task"].trust = {**TRUST, "Statement": [{**statement, **only_here}]}
+
+        finding = only(await patient.examined(roles=Roles(execution=EXECUTION, task="task")), "task role")
+
+        assert finding.state is State.UNKNOWN
+
     @pytest.mark.parametrize("trust", [{}, {"Statement": []}, {"Statement": ["*"]}])
     async def test_that_trust_nobody_are_red(self, patient: Patient, trust: Any) -> None:
         patient.iam.roles["task"].trust = trust
@@ -1148,10 +1174,47 @@ class TestAnExistingDefinition:
 
         assert "the task definition says non-blocking" in only(await self.examined(patient), "log mode").seen
 
-    async def test_has_secrets_that_its_role_reads(self, patient: Patient) -> None:
-        await register(patient, container={"secrets": [{"name": "TOKEN", "valueFrom": SECRET}]})
+    @pytest.mark.parametrize(
+        ("value_from", "needed"),
+        [
+            (SECRET, f"secretsmanager:GetSecretValue on {SECRET}:"),
+            ("/jobs/token", f"ssm:GetParameters on {PARAMETER}:"),
+        ],
+    )
+    async def test_has_secrets_that_its_role_reads(self, patient: Patient, value_from: str, needed: str) -> None:
+        await register(patient, container={"secrets": [{"name": "TOKEN", "valueFrom": value_from}]})
 
-        assert any("secretsmanager:GetSecretValue" in finding.seen for finding in bad(await self.examined(patient)))
+        assert any(f"it may not {needed}" in finding.seen for finding in bad(await self.examined(patient)))
+
+    async def test_that_is_not_for_Fargate_is_red(self, patient: Patient) -> None:
+        await register(patient, requiresCompatibilities=["EC2"], networkMode="bridge")
+
+        assert "is not fit for Fargate" in only(await self.examined(patient), "task definition").seen
+        found = await self.examined(patient, capacity=Capacity.ec2())
+        assert only(found, "task definition").state is State.OK
+
+    async def test_is_run_in_that_revision(self, patient: Patient) -> None:
+        await register(patient)
+        await register(patient)
+        (policy,) = patient.iam.users["fake"]
+        for statement in policy["Statement"]:
+            if statement["Sid"] == "RunTasks":
+                statement["Resource"] = [f"arn:aws:ecs:{REGION}:{ACCOUNT}:task-definition/report:2"]
+
+        failures = [finding for finding in await self.examined(patient) if finding.state is State.FAILED]
+
+        assert [finding for finding in failures if "ecs:RunTask" in finding.seen] == []
+
+    async def test_writes_where_the_jobs_own_container_does(self, patient: Patient) -> None:
+        usual = {"awslogs-region": REGION, "awslogs-stream-prefix": "theirs"}
+        logs = [usual | {"awslogs-group": group} for group in ("/side", "/jobs")]
+        containers = [
+            {"name": name, "image": IMAGE, "logConfiguration": {"logDriver": "awslogs", "options": options}}
+            for name, options in zip(("side", "main"), logs, strict=True)
+        ]
+        await register(patient, containerDefinitions=containers)
+
+        assert only(await self.examined(patient), "log group").seen == "/jobs is there"
 
 
 class TestQuota:
@@ -1246,6 +1309,24 @@ class TestImage:
         assert only(found, "image").state is State.OK
         assert ("ecr", "eu-west-1") in session.made
         assert session.session.open_clients == 0
+
+    async def test_of_each_sidecar_counts(self, patient: Patient) -> None:
+        side = Sidecar(name="side", image=IMAGE.replace(":7", ":8"))
+        public = Sidecar(name="public", image="python:3.12")
+        patient.ec2.private_route = None
+        patient.ec2.lead_to_endpoints(*ALL)
+
+        found = await patient.examined(patient.job(sidecars=[side, public]), network=PRIVATELY)
+
+        assert [finding.state for finding in of(found, "image")] == [State.OK, State.FAILED, State.UNKNOWN]
+        assert "the image python:3.12 comes over the internet" in only(found, "route").seen
+
+    async def test_is_of_any_architecture_where_the_instance_says_it(self, patient: Patient) -> None:
+        patient.ecr.images["team/report"]["7"] = index("arm64")
+
+        assert only(await patient.examined(capacity=Capacity.ec2()), "image").state is State.OK
+        found = await patient.examined(patient.job(architecture="X86_64"), capacity=Capacity.ec2())
+        assert only(found, "image").state is State.FAILED
 
     @pytest.mark.parametrize("image", ["python:3.12", "public.ecr.aws/docker/library/python:3.12", "ghcr.io/a/b"])
     async def test_of_elsewhere_is_not_looked_at(self, patient: Patient, image: str) -> None:
