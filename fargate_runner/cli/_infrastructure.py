@@ -236,7 +236,7 @@ def examine(
 def _job_of(source: str | None, image: str | None, size: Mapping[str, Any], definition: str | None) -> Job | None:
     said = {name: value for name, value in size.items() if value is not None}
     if source is not None:
-        _refuse_beside("--job", source, said | ({"IMAGE": image} if image else {}))
+        _refuse_beside("--job", source, said | ({"image": image} if image else {}))
         found = _loaded(source, "--job")
         if not isinstance(found, Job):
             raise click.UsageError(f"--job {source!r}: it gives a {type(found).__name__}; name a Job")
@@ -247,17 +247,25 @@ def _job_of(source: str | None, image: str | None, size: Mapping[str, Any], defi
         return Job(ecs=EcsOptions(task_definition=definition), **said) if said else None
     if image is None:
         if said:
-            option = f"--{min(said).removesuffix('_gib')}"
-            raise click.UsageError(f"{option}: of a job without an image; say IMAGE too, or leave it out")
+            raise click.UsageError(f"{_option(min(said))}: of a job without an image; say IMAGE too, or leave it out")
         return None
     return Job(image=image, **said)
 
 
 def _refuse_beside(option: str, value: str, said: Mapping[str, Any]) -> None:
     if said:
-        name = min(said)
-        other = name if name.isupper() else f"--{name.removesuffix('_gib').removesuffix('s').replace('_', '-')}"
-        raise click.UsageError(f"{other}: {option} {value!r} says it already; leave one of the two out")
+        raise click.UsageError(f"{_option(min(said))}: {option} {value!r} says it already; leave one of the two out")
+
+
+def _option(parameter: str) -> str:
+    """Return the option, or the argument, that gives a parameter of `doctor`."""
+    by_parameter = {
+        "image": "IMAGE",
+        "memory_gib": "--memory",
+        "subnets": "--subnet",
+        "security_groups": "--security-group",
+    }
+    return by_parameter.get(parameter, f"--{parameter.replace('_', '-')}")
 
 
 def _place_of(make: Callable[..., Backend], place: Mapping[str, Any]) -> EcsBackend:
@@ -270,7 +278,7 @@ def _place_of(make: Callable[..., Backend], place: Mapping[str, Any]) -> EcsBack
         groups, public = place["security_groups"], bool(place["public_ip"])
         said["network"] = Network(subnets=place["subnets"], security_groups=groups, public_ip=public)
     elif place["security_groups"] or place["public_ip"]:
-        option = "--security-group" if place["security_groups"] else "--public-ip"
+        option = _option("security_groups" if place["security_groups"] else "public_ip")
         raise click.UsageError(f"{option}: of which subnets? Say --subnet ID too, or set FARGATE_RUNNER_SUBNETS")
     if place["execution_role"] or place["task_role"]:
         said["roles"] = Roles(execution=place["execution_role"], task=place["task_role"])

@@ -20,7 +20,7 @@ from fargate_runner._backend import Identity
 from fargate_runner._errors import BackendError, InvalidJob, JournalError
 from fargate_runner._job import Job, SecretRef, Size
 from fargate_runner.backends.ecs import _discover, _wire
-from fargate_runner.backends.ecs._api import Api, ApiError, Trouble
+from fargate_runner.backends.ecs._api import _ADVICE, Api, ApiError, Trouble
 from fargate_runner.backends.ecs._backend import EcsBackend, _options, _values
 from fargate_runner.backends.ecs._config import Capacity, EbsVolume, EcsOptions, LogGroup, Network, Roles
 from fargate_runner.infrastructure import _findings
@@ -760,9 +760,11 @@ def _of_error(check: str, exc: BackendError) -> Finding:
     if not isinstance(exc, ApiError):
         seen, _, fix = str(exc).rpartition("; ") if "; " in str(exc) else (str(exc), "", "")
         return failed(check, seen, fix or _REACH)
-    if exc.trouble is Trouble.DENIED:
+    is_plain = exc.advice == _ADVICE[Trouble.DENIED]  # AWS does not say of which action
+    if exc.trouble is Trouble.DENIED and (exc.action or is_plain):
         action = exc.action or _action(exc.operation or "")
-        return unknown(check, f"{action} is not allowed", f"allow {action} for the credentials in use ({_DOCTOR})")
+        fix = f"allow {action} for the credentials in use" if is_plain else exc.advice
+        return unknown(check, f"{action} is not allowed", f"{fix} ({_DOCTOR})")
     if exc.trouble in {Trouble.TRANSIENT, Trouble.EXPIRED, Trouble.NOT_FOUND}:
         return failed(check, _said(exc), exc.advice or _REACH)
     return unknown(check, _said(exc), exc.advice)

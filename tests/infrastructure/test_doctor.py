@@ -34,7 +34,7 @@ from fargate_runner import (
     Sidecar,
 )
 from fargate_runner.infrastructure import Access, Finding, State, diagnose, doctor_policy
-from fargate_runner.testing.aws import FakeAws, Fault, denied
+from fargate_runner.testing.aws import FakeAws, Fault, denied, throttled
 from fargate_runner.testing.clock import VirtualClock
 from tests.aws.account import definition
 from tests.infrastructure.iam import ACCOUNT
@@ -196,8 +196,61 @@ class TestEachQuestion:
             action = called.replace(".", ":")
             blind = bad(found)
             assert {finding.state for finding in blind} == {State.UNKNOWN}, called
-            assert any(f"allow {action} for the credentials in use" in finding.todo for finding in blind), called
+            assert any(f"allow {action} on * for the credentials in use" in finding.todo for finding in blind), called
             self.check_others(found, blind)
+
+    @pytest.mark.parametrize(
+        ("called", "code", "message", "seen", "todo"),
+        [
+            (
+                "ec2.DescribeSubnets",
+                "UnauthorizedOperation",
+                "You are not authorized to perform this operation.",
+                "ec2:DescribeSubnets is not allowed",
+                "allow ec2:DescribeSubnets for the credentials in use (fargate-runner policy --for doctor)",
+            ),
+            (
+                "service-quotas.GetServiceQuota",
+                "AccessDeniedException",
+                "",
+                "servicequotas:GetServiceQuota is not allowed",
+                "allow servicequotas:GetServiceQuota for the credentials in use (fargate-runner policy --for doctor)",
+            ),
+            (
+                "ecr.BatchGetImage",
+                "AccessDeniedException",
+                "User: arn:aws:iam::1:user/a is not authorized to perform: ecr:BatchGetImage on resource: arn:aws:ecr:x"
+                " with an explicit deny in a service control policy",
+                "ecr:BatchGetImage is not allowed",
+                "ecr:BatchGetImage on arn:aws:ecr:x is denied by a service control policy: whoever owns that has to"
+                " change it (fargate-runner policy --for doctor)",
+            ),
+            (
+                "ecr.BatchGetImage",
+                "OptInRequired",
+                "You are not subscribed to this service",
+                "ecr.BatchGetImage: OptInRequired: You are not subscribed to this service",
+                "the account has not signed up for this service, or the region is not enabled",
+            ),
+        ],
+        ids=["in no words", "by no words", "by an organization", "by no contract"],
+    )
+    async def test_that_is_denied_in_other_words_is_unknown_too(
+        self, patient: Patient, called: str, code: str, message: str, seen: str, todo: str
+    ) -> None:
+        patient.aws.faults.add(Fault(match=called, times=math.inf, code=code, message=message, status=403))
+
+        finding = bad(await patient.examined())[0]
+
+        assert (finding.state, finding.seen, finding.todo) == (State.UNKNOWN, seen, todo)
+
+    async def test_that_is_throttled_for_long_is_unknown(self, patient: Patient) -> None:
+        patient.aws.faults.add(throttled("ecr.*", times=math.inf))
+
+        finding = only(await patient.examined(), "image")
+
+        assert finding.state is State.UNKNOWN
+        assert "ThrottlingException" in finding.seen
 
     async def test_that_is_not_answered_is_a_red_line_in_time(self, patient: Patient, clock: VirtualClock) -> None:
         for called in await operations(patient):
@@ -1498,10 +1551,15 @@ class TestDiscovery:
         assert EXECUTION in of(found, "execution role")[0].seen
 
     @pytest.mark.parametrize(
-        "trouble", [{"delay": 1e6}, {"code": "InternalFailure", "status": 500}], ids=["silence", "failure"]
+        ("trouble", "seen"),
+        [
+            ({"delay": 1e6}, "AWS did not answer within 20 seconds"),
+            ({"code": "InternalFailure", "status": 500}, "ec2.DescribeVpcs: InternalFailure"),
+        ],
+        ids=["silence", "failure"],
     )
     async def test_that_is_not_answered_is_red_and_nothing_is_made_up(
-        self, patient: Patient, clock: VirtualClock, trouble: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+        self, patient: Patient, clock: VirtualClock, trouble: dict[str, Any], seen: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("FARGATE_RUNNER_EXECUTION_ROLE", EXECUTION)
         patient.aws.faults.add(Fault(match="ec2.DescribeVpcs", times=math.inf, **trouble))
@@ -1509,7 +1567,7 @@ class TestDiscovery:
         found = await patient.examined(network=None, roles=None, discover=True)
 
         assert {finding.check for finding in bad(found)} == {"configuration"}
-        assert only(found, "configuration").state is State.FAILED
+        assert (only(found, "configuration").state, only(found, "configuration").seen) == (State.FAILED, seen)
         # Nobody knows what the environment says of roles and lines, and nobody says that it says nothing.
         assert not {"execution role", "task role", "log group", "subnets"} & {finding.check for finding in found}
         assert clock.time() <= 21.0
