@@ -7,13 +7,17 @@ the others go on. What an answer means is decided in `_findings`.
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from urllib.parse import urlsplit
 
 import anyio
+import anyio.to_thread
 import attrs
 
 from fargate_runner._backend import Identity
@@ -49,6 +53,9 @@ _T = TypeVar("_T")
 _PATIENCE: Final = timedelta(seconds=20)
 _RETRIES: Final = 5.0
 """Seconds that AWS may be in trouble, or throttle, until that is what is said."""
+
+_LARGEST_CONFIG: Final = 1 << 20
+"""Bytes of what an image says of itself; it has a few thousand."""
 
 # Amazon ECS, General Reference: "Fargate service quotas"; by the provider that counts against each.
 _QUOTAS: Final[Mapping[str, tuple[str, str]]] = {
@@ -646,7 +653,22 @@ class _Visit:
                     raise
                 seen = f"there is no repository {image.repository} in account {image.account}, {image.region}"
                 return [failed("image", seen, "make it and push the image, or correct the image's name")]
-        return [_findings.judge_architecture(name, reply, self._plan.architecture)]
+            found = _findings.judge_architecture(name, reply, self._plan.architecture)
+            if found.state is _findings.State.UNKNOWN and (digest := _findings.config_of(reply)):
+                config = await self._config(image, digest, api)
+                found = _findings.judge_architecture(name, reply, self._plan.architecture, config)
+        return [found]
+
+    async def _config(self, image: EcrImage, digest: str, api: Api) -> Json:
+        """Return what an image says of itself, where its manifest says little; nothing if that cannot be had."""
+        layer = {"registryId": image.account, "repositoryName": image.repository, "layerDigest": digest}
+        try:
+            url = (await self._ask("ecr.GetDownloadUrlForLayer", api, **layer)).get("downloadUrl", "")
+            return await anyio.to_thread.run_sync(_downloaded, url, abandon_on_cancel=True)
+        except (ApiError, OSError, ValueError) as exc:
+            if isinstance(exc, ApiError) and exc.trouble is Trouble.DENIED:
+                raise
+            return {}
 
     async def _check_events(self) -> list[Finding]:
         queue, check = self._backend._events, "events"
@@ -731,6 +753,15 @@ async def _together(asks: Sequence[Callable[[], Awaitable[_T]]]) -> list[_T]:
     return [results[number] for number in range(len(asks))]
 
 
+def _downloaded(url: str) -> Json:
+    """Return the JSON object at *url*, which ECR gave: a signed one, of S3. For a worker thread."""
+    if urlsplit(url).scheme not in {"http", "https"}:
+        raise ValueError(f"not the URL of a server: {url!r}")
+    with urllib.request.urlopen(url, timeout=_RETRIES) as reply:  # noqa: S310 (its scheme was looked at)
+        found = json.loads(reply.read(_LARGEST_CONFIG))
+    return found if isinstance(found, Mapping) else {}
+
+
 # ---- what goes wrong while looking -----------------------------------------------------------------------------------
 
 
@@ -801,8 +832,7 @@ def _log_options(body: Json) -> list[Json]:
 
 def _of_definition(body: Json, own: str, plan: _Plan, job: Job | None) -> dict[str, Any]:
     """Return what of a plan an existing definition says; what a launch overrides stays."""
-    parts = body.get("containerDefinitions") or ()
-    parts = sorted(parts, key=lambda part: part.get("name") != own)  # the job's own first
+    parts: list[Json] = sorted(body["containerDefinitions"], key=lambda part: part.get("name") != own)  # our own first
     platform = body.get("runtimePlatform") or {}
     log = next(iter(_log_options({"containerDefinitions": parts})), {})
     changes: dict[str, Any] = {

@@ -26,6 +26,7 @@ __all__ = [
     "Question",
     "State",
     "Verdict",
+    "config_of",
     "judge_architecture",
     "judge_cluster",
     "judge_egress",
@@ -569,8 +570,21 @@ class EcrImage:
         }
 
 
-def judge_architecture(image: str, reply: Json, architecture: str) -> Finding:
-    """Say whether BatchGetImage found the image, and whether it is one for *architecture*; empty is any."""
+def config_of(reply: Json) -> str:
+    """Return the digest of what the image says of itself, which is where one for a single platform names it."""
+    there: Json = next(iter(reply.get("images") or ()), {})
+    try:
+        return str(json.loads(there["imageManifest"])["config"]["digest"])
+    except (ValueError, LookupError, TypeError):
+        return ""
+
+
+def judge_architecture(image: str, reply: Json, architecture: str, config: Json | None = None) -> Finding:
+    """
+    Say whether BatchGetImage found the image, and whether it is one for *architecture*; empty is any.
+
+    *config* is what an image for a single platform says of itself.
+    """
     there = next(iter(reply.get("images") or ()), None)
     if there is None:
         failure: Json = next(iter(reply.get("failures") or ()), {})
@@ -581,11 +595,11 @@ def judge_architecture(image: str, reply: Json, architecture: str) -> Finding:
         parts = [part.get("platform") or {} for part in manifest.get("manifests") or ()]
     except (ValueError, AttributeError):
         parts = []
-    found = {str(part.get("architecture")) for part in parts if part.get("os") == "linux"}
+    found = {str(part.get("architecture")) for part in [*parts, config or {}] if part.get("os") == "linux"}
     if not architecture:
         return ok("image", f"{image} is there")
     if not found:
-        seen = f"{image} is there; it is for one platform, and its manifest does not say which"
+        seen = f"{image} is there, for a platform that could not be read"
         return unknown("image", seen, f"see that it was built for {architecture}")
     names = sorted(_PLATFORMS.get(one, one) for one in found)
     if architecture not in names:

@@ -310,7 +310,9 @@ def doctor_policy(access: Access) -> Policy:
         _statement("AskWhatIsAllowed", ["iam:SimulatePrincipalPolicy"], [roles, users]),
         _statement("LookAtLogGroups", ["logs:DescribeLogGroups"], "*"),
         _statement("LookAtQuotas", ["servicequotas:GetServiceQuota"], access._arn("servicequotas", "fargate/*")),
-        _statement("LookAtImages", ["ecr:BatchGetImage"], access._arn("ecr", "repository/*")),
+        _statement(
+            "LookAtImages", ["ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"], access._arn("ecr", "repository/*")
+        ),
     ]
     if access.definitions:
         asked = ["ecs:DescribeTaskDefinition", "ecs:ListAccountSettings"]

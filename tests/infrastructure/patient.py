@@ -19,7 +19,7 @@ from fargate_runner._dynamodb import table_design
 from fargate_runner.infrastructure import Access, Finding, Policy, State, caller_policy, diagnose, execution_policy
 from fargate_runner.testing.aws import AwsError, FakeAws
 from fargate_runner.testing.aws._service import Clock, Service
-from fargate_runner.testing.aws._stores import Ec2Service, Subnet
+from fargate_runner.testing.aws._stores import Ec2Service
 from tests.infrastructure.iam import ACCOUNT, Need, allowed
 
 REGION = "us-east-1"
@@ -140,6 +140,8 @@ class Ecr(Service):
 
     def __init__(self) -> None:
         self.images: dict[str, dict[str, str]] = {"team/report": {"7": index("amd64", "arm64")}}
+        self.url = ""
+        """Where layers are; there are none without it."""
 
     async def batch_get_image(self, request: Mapping[str, Any]) -> dict[str, Any]:
         name = request["repositoryName"]
@@ -153,6 +155,19 @@ class Ecr(Service):
             return {"images": [], "failures": [failure]}
         image = {"registryId": request["registryId"], "repositoryName": name, "imageId": wanted}
         return {"images": [image | {"imageManifest": manifest}], "failures": []}
+
+    async def get_download_url_for_layer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if not self.url:
+            raise AwsError("LayersNotFoundException", "The layers with digests do not exist")
+        return {"downloadUrl": self.url, "layerDigest": request["layerDigest"]}
+
+
+def single() -> str:
+    """Return the manifest of an image for one platform, which does not say which."""
+    kind = "application/vnd.docker.distribution.manifest.v2+json"
+    return json.dumps(
+        {"schemaVersion": 2, "mediaType": kind, "config": {"digest": f"sha256:{'0a' * 32}"}, "layers": []}
+    )
 
 
 def index(*architectures: str) -> str:
@@ -333,6 +348,3 @@ def only(found: list[Finding], check: str) -> Finding:
 def bad(found: list[Finding]) -> list[Finding]:
     """Return what is not well."""
     return [finding for finding in found if finding.state is not State.OK]
-
-
-__all__ = ["IMAGE", "OTHER_VPC", "PRIVATE", "PUBLIC", "Patient", "Role", "Subnet", "bad", "index", "of", "only"]

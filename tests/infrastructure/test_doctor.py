@@ -6,6 +6,7 @@ Each check has its green line, its red ones, and the one where it may not look. 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -35,8 +36,10 @@ from fargate_runner import (
 )
 from fargate_runner.infrastructure import Access, Finding, State, diagnose, doctor_policy
 from fargate_runner.testing.aws import FakeAws, Fault, denied, throttled
+from fargate_runner.testing.aws._service import RealClock
 from fargate_runner.testing.clock import VirtualClock
 from tests.aws.account import definition
+from tests.ecs.test_discover import endpoint
 from tests.infrastructure.iam import ACCOUNT
 from tests.infrastructure.patient import (
     EXECUTION,
@@ -53,6 +56,7 @@ from tests.infrastructure.patient import (
     index,
     of,
     only,
+    single,
 )
 
 SECRET = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:db-AbCdEf"
@@ -114,6 +118,9 @@ class TestAWholeAccount:
         await patient.examined(**EVERYTHING)
         await patient.examined(Job(command=["x"], ecs=EcsOptions(task_definition="report")))
 
+        patient.ecr.images["team/report"]["7"] = single()
+        await patient.examined()
+
         reading = re.compile(r"(Get|Describe|List)[A-Z]\w+|BatchGetImage|SimulatePrincipalPolicy")
         asked = {called.partition(".")[2] for called in patient.aws.calls.operations}
         assert len(asked) > 15
@@ -128,6 +135,7 @@ class TestAWholeAccount:
         await patient.examined(**EVERYTHING)
         await patient.examined(Job(command=["x"], ecs=EcsOptions(task_definition="report")))
         patient.aws.faults.add(denied("iam.SimulatePrincipalPolicy"))
+        patient.ecr.images["team/report"]["7"] = single()
         await patient.examined()
 
         access = Access(
@@ -1323,6 +1331,7 @@ class TestImage:
             (index("amd64"), "ARM64", State.FAILED),
             ('{"schemaVersion": 2, "config": {}}', None, State.UNKNOWN),
             (index("amd64").replace("linux", "windows"), None, State.UNKNOWN),
+            (single(), None, State.UNKNOWN),
             ("not JSON", None, State.UNKNOWN),
             ("[]", None, State.UNKNOWN),
         ],
@@ -1390,6 +1399,59 @@ class TestImage:
             f"{image} was not looked at; it is pulled over the internet",
         )
         assert patient.aws.calls.count("ecr.BatchGetImage") == 0
+
+
+class TestAnImageForOnePlatform:
+    """What it says of itself is downloaded, in real time."""
+
+    @pytest.fixture
+    def anyio_backend(self, monkeypatch: pytest.MonkeyPatch) -> object:
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        return "asyncio"
+
+    @pytest.fixture
+    def patient(self) -> Patient:
+        patient = Patient(RealClock())
+        patient.ecr.images["team/report"]["7"] = single()
+        return patient
+
+    @pytest.mark.parametrize(
+        ("said", "state"),
+        [
+            ({"os": "linux", "architecture": "amd64"}, State.OK),
+            ({"os": "linux", "architecture": "arm64", "variant": "v8"}, State.FAILED),
+            ({"os": "windows", "architecture": "amd64"}, State.UNKNOWN),
+            ({}, State.UNKNOWN),
+            ([], State.UNKNOWN),
+        ],
+    )
+    async def test_is_held_against_the_job(self, patient: Patient, said: Any, state: State) -> None:
+        with endpoint(json.dumps(said).encode()) as patient.ecr.url:
+            finding = only(await patient.examined(), "image")
+
+        assert finding.state is state
+        assert state is not State.FAILED or finding.seen == f"{IMAGE} is for ARM64, and the job for X86_64"
+
+    @pytest.mark.parametrize("url", ["", "http://127.0.0.1:9/", "file:///etc/hostname"])
+    async def test_that_cannot_be_downloaded_is_unknown(self, patient: Patient, url: str) -> None:
+        patient.ecr.url = url
+
+        finding = only(await patient.examined(), "image")
+
+        assert finding.state is State.UNKNOWN
+        assert "see that it was built for X86_64" in finding.todo
+
+    async def test_that_may_not_be_downloaded_names_the_permission(self, patient: Patient) -> None:
+        patient.aws.faults.add(denied("ecr.GetDownloadUrlForLayer"))
+
+        finding = only(await patient.examined(), "image")
+
+        assert finding.state is State.UNKNOWN
+        assert "allow ecr:GetDownloadUrlForLayer" in finding.todo
+
+    async def test_that_is_no_JSON_is_unknown(self, patient: Patient) -> None:
+        with endpoint(b"<html>") as patient.ecr.url:
+            assert only(await patient.examined(), "image").state is State.UNKNOWN
 
 
 class TestEvents:
