@@ -279,7 +279,7 @@ def _place_of(make: Callable[..., Backend], place: Mapping[str, Any]) -> EcsBack
         said["network"] = Network(subnets=place["subnets"], security_groups=groups, public_ip=public)
     elif place["security_groups"] or place["public_ip"]:
         option = _option("security_groups" if place["security_groups"] else "public_ip")
-        raise click.UsageError(f"{option}: of which subnets? Say --subnet ID too, or set FARGATE_RUNNER_SUBNETS")
+        raise click.UsageError(f"{option}: of which subnets? Say --subnet ID too, or leave it out")
     if place["execution_role"] or place["task_role"]:
         said["roles"] = Roles(execution=place["execution_role"], task=place["task_role"])
     if place["log_group"] or place["log_group_is_there"]:

@@ -797,7 +797,7 @@ def _of_error(check: str, exc: BackendError) -> Finding:
         fix = f"allow {action} for the credentials in use" if is_plain else exc.advice
         return unknown(check, f"{action} is not allowed", f"{fix} ({_DOCTOR})")
     if exc.trouble in {Trouble.TRANSIENT, Trouble.EXPIRED, Trouble.NOT_FOUND}:
-        return failed(check, _said(exc), exc.advice or _REACH)
+        return failed(check, _said(exc), exc.advice if exc.status and exc.advice else _REACH)
     return unknown(check, _said(exc), exc.advice)
 
 
