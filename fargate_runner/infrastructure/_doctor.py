@@ -653,11 +653,9 @@ class _Visit:
                     raise
                 seen = f"there is no repository {image.repository} in account {image.account}, {image.region}"
                 return [failed("image", seen, "make it and push the image, or correct the image's name")]
-            found = _findings.judge_architecture(name, reply, self._plan.architecture)
-            if found.state is _findings.State.UNKNOWN and (digest := _findings.config_of(reply)):
-                config = await self._config(image, digest, api)
-                found = _findings.judge_architecture(name, reply, self._plan.architecture, config)
-        return [found]
+            digest = _findings.config_of(reply)
+            config = await self._config(image, digest, api) if digest else {}
+        return [_findings.judge_architecture(name, reply, self._plan.architecture, config)]
 
     async def _config(self, image: EcrImage, digest: str, api: Api) -> Json:
         """Return what an image says of itself, where its manifest says little; nothing if that cannot be had."""

@@ -579,11 +579,11 @@ def config_of(reply: Json) -> str:
         return ""
 
 
-def judge_architecture(image: str, reply: Json, architecture: str, config: Json | None = None) -> Finding:
+def judge_architecture(image: str, reply: Json, architecture: str, config: Json) -> Finding:
     """
     Say whether BatchGetImage found the image, and whether it is one for *architecture*; empty is any.
 
-    *config* is what an image for a single platform says of itself.
+    *config* is what an image for a single platform says of itself, as far as it is known.
     """
     there = next(iter(reply.get("images") or ()), None)
     if there is None:
@@ -595,7 +595,7 @@ def judge_architecture(image: str, reply: Json, architecture: str, config: Json 
         parts = [part.get("platform") or {} for part in manifest.get("manifests") or ()]
     except (ValueError, AttributeError):
         parts = []
-    found = {str(part.get("architecture")) for part in [*parts, config or {}] if part.get("os") == "linux"}
+    found = {str(part.get("architecture")) for part in [*parts, config] if part.get("os") == "linux"}
     if not architecture:
         return ok("image", f"{image} is there")
     if not found:

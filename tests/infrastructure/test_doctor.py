@@ -11,6 +11,7 @@ import math
 import os
 import re
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -251,6 +252,14 @@ class TestEachQuestion:
         finding = bad(await patient.examined())[0]
 
         assert (finding.state, finding.seen, finding.todo) == (State.UNKNOWN, seen, todo)
+
+    async def test_that_is_cut_off_has_the_way_there_checked(self, patient: Patient) -> None:
+        patient.aws.faults.add(Fault(match="ecr.*", times=math.inf, cut=True))
+
+        finding = only(await patient.examined(), "image")
+
+        assert finding.state is State.FAILED
+        assert "check the network, a proxy (HTTPS_PROXY)" in finding.todo
 
     async def test_that_is_throttled_for_long_is_unknown(self, patient: Patient) -> None:
         patient.aws.faults.add(throttled("ecr.*", times=math.inf))
@@ -1422,7 +1431,7 @@ class TestAnImageForOnePlatform:
             ({"os": "linux", "architecture": "arm64", "variant": "v8"}, State.FAILED),
             ({"os": "windows", "architecture": "amd64"}, State.UNKNOWN),
             ({}, State.UNKNOWN),
-            ([], State.UNKNOWN),
+            ([1], State.UNKNOWN),
         ],
     )
     async def test_is_held_against_the_job(self, patient: Patient, said: Any, state: State) -> None:
@@ -1432,9 +1441,11 @@ class TestAnImageForOnePlatform:
         assert finding.state is state
         assert state is not State.FAILED or finding.seen == f"{IMAGE} is for ARM64, and the job for X86_64"
 
-    @pytest.mark.parametrize("url", ["", "http://127.0.0.1:9/", "file:///etc/hostname"])
-    async def test_that_cannot_be_downloaded_is_unknown(self, patient: Patient, url: str) -> None:
-        patient.ecr.url = url
+    @pytest.mark.parametrize("url", ["", "http://127.0.0.1:9/", "file://{}"])
+    async def test_that_cannot_be_downloaded_is_unknown(self, patient: Patient, url: str, tmp_path: Path) -> None:
+        path = tmp_path / "config.json"
+        path.write_text('{"os": "linux", "architecture": "amd64"}')
+        patient.ecr.url = url.format(path)
 
         finding = only(await patient.examined(), "image")
 

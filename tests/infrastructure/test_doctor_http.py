@@ -92,7 +92,8 @@ class World:
         }
         job = Job(image=changes.pop("image", IMAGE), command=["report"], architecture=changes.pop("architecture", None))
         journal = changes.pop("journal", "fargate-jobs")
-        return list(await diagnose(EcsBackend(**known | changes), job=job, journal=journal))
+        backend = EcsBackend(**known | changes)
+        return list(await diagnose(backend, job=job, journal=journal, patience=timedelta(minutes=2)))
 
 
 @pytest.fixture
