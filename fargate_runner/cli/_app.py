@@ -1,4 +1,4 @@
-"""The commands: `run`, `map`, `attach`, `stop`, `reap`, `policy` and `init`."""
+"""The commands: `run`, `map`, `attach`, `stop`, `reap`, `policy`, `init` and `doctor`."""
 
 from __future__ import annotations
 
@@ -102,10 +102,10 @@ def _docker_backend() -> Backend:
     return DockerBackend()
 
 
-def _ecs_backend() -> Backend:
+def _ecs_backend(**options: Any) -> Backend:
     from fargate_runner.backends.ecs import EcsBackend
 
-    return EcsBackend()
+    return EcsBackend(**options)
 
 
 BACKENDS: Final[Mapping[str, Callable[[], Backend]]] = {
@@ -907,10 +907,10 @@ def _variable(name: str, **settings: Any) -> Callable[[Callable[..., int]], Call
 @click.option(
     "--for",
     "whose",
-    type=click.Choice(("caller", "execution")),
+    type=click.Choice(("caller", "execution", "doctor")),
     default="caller",
     show_default=True,
-    help="Who runs jobs, or the execution role of tasks.",
+    help="Who runs jobs, the execution role of tasks, or who calls the doctor.",
 )
 @_variable("--cluster", metavar="NAME", help="Its name or ARN.")
 @click.option("--region", metavar="NAME", help="[default: by the cluster's ARN, or from the environment]")
@@ -983,6 +983,82 @@ def init(*, form: Any, out: str | None, force: bool, **fields: Any) -> int:
     text = _infrastructure.stack_text(form, **fields)
     _infrastructure.write(text, out, file_name=_infrastructure.file_name(form), force=force)
     return 0
+
+
+_AS_FOUND: Final = "  [default: as EcsBackend() finds it]"
+_DIAGNOSIS: Final = """
+Each line is ok, a warning, FAILED, or unknown where it may not look, with what to do. Nothing is changed.
+
+Exits with 0 if nothing failed, with 1 if something did, and with 2 if an option cannot be right.
+"""
+
+
+@app.command(epilog=_DIAGNOSIS, short_help="Say what keeps jobs from running on ECS.")
+@click.option(
+    "--from", "source", metavar="MODULE:NAME", help="An EcsBackend or a Runner, or a function that makes one."
+)
+@click.option("--job", "job_source", metavar="MODULE:NAME", help="A Job, or a function that makes one.")
+@click.option("--cluster", metavar="NAME", help=f"Its name or ARN.{_AS_FOUND}")
+@click.option("--region", metavar="NAME", help="[default: by the cluster's ARN, or from the environment]")
+@click.option("--subnet", "subnets", multiple=True, metavar="ID", help=f"Where tasks are plugged in.{_AS_FOUND}")
+@click.option("--security-group", "security_groups", multiple=True, metavar="ID", help="Of tasks in --subnet.")
+@click.option("--public-ip", is_flag=True, help="Tasks in --subnet get one.")
+@click.option("--spot", is_flag=True, help="Jobs run on Fargate Spot.")
+@click.option("--execution-role", metavar="ARN", help=f"What pulls images and writes lines.{_AS_FOUND}")
+@click.option("--task-role", metavar="ARN", help=f"What jobs may do.{_AS_FOUND}")
+@click.option("--log-group", metavar="NAME", help=f"Where lines go.{_AS_FOUND}")
+@click.option("--log-group-is-there", is_flag=True, help="It is not to be made: LogGroup(create=False).")
+@click.option("--definition", metavar="NAME", help="The existing one that jobs run by: family, family:7.")
+@click.option("--events", metavar="QUEUE", help="Name or URL of the queue that is waited by.")
+@click.option("--journal", metavar="TABLE", help="Name or ARN of the table of a DynamoDBJournal.")
+@click.option("--spill-to", metavar="PLACE", help="s3://bucket/prefix, for long environments.")
+@click.option("--secret-prefix", metavar="PATH", help="In the Parameter Store, for secrets by value.")
+@click.option("--namespace", metavar="NAME", help="Whose keys are used.  [default: the runner's, or default]")
+@click.option(
+    "--also",
+    multiple=True,
+    type=click.Choice(("discover", "make-events", "make-journal", "prune")),
+    help="What is done beside running jobs.",
+)
+@click.option("--vcpu", type=float, help="Virtual CPUs of a job.")
+@click.option("-m", "--memory", "memory_gib", callback=memory_size, metavar="GiB", help="Memory of a job, in GiB.")
+@click.option("--architecture", type=click.Choice(("X86_64", "ARM64"), case_sensitive=False))
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How many jobs run at a time.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Write a list of findings: check, state, seen, todo.")
+@click.option("--no-color", is_flag=True, help="No colours (as NO_COLOR does).")
+@click.argument("image", required=False)
+@click.pass_obj
+def doctor(
+    backends: Mapping[str, Callable[[], Backend]],
+    /,
+    *,
+    as_json: bool,
+    no_color: bool,
+    vcpu: float | None,
+    memory_gib: float | None,
+    architecture: str | None,
+    **options: Any,
+) -> int:
+    """
+    Look at what jobs need on ECS: credentials, permissions, cluster, network, roles, logs, quotas, and IMAGE.
+
+    \b
+        fargate-runner doctor
+        fargate-runner doctor --from app:make_runner --job app:nightly
+        fargate-runner doctor --cluster jobs 123456789012.dkr.ecr.eu-west-1.amazonaws.com/report:7
+    """
+    from fargate_runner.cli import _infrastructure
+
+    size = {"vcpu": vcpu, "memory_gib": memory_gib, "architecture": architecture}
+    found = _infrastructure.examine(backends, size=size, **options)
+    return _infrastructure.show(found, as_json=as_json, colours=not no_color)
 
 
 def main(args: Sequence[str] | None = None, *, backends: Mapping[str, Callable[[], Backend]] = BACKENDS) -> int:

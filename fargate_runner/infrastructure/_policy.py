@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fargate_runner._journal import Journal
     from fargate_runner.backends.ecs._backend import EcsBackend
 
-__all__ = ["UNSCOPED", "Access", "Chore", "Policy", "caller_policy", "execution_policy"]
+__all__ = ["UNSCOPED", "Access", "Chore", "Policy", "caller_policy", "doctor_policy", "execution_policy"]
 
 Policy: TypeAlias = dict[str, Any]
 """An IAM policy document, to be written as JSON."""
@@ -32,14 +32,19 @@ Chore = Literal["discover", "make-events", "make-journal", "prune"]
 
 UNSCOPED: Final[Mapping[str, str]] = {
     "ec2:DescribeNetworkInterfaces": "EC2's Describe actions have no resource-level permissions",
+    "ec2:DescribeRouteTables": "EC2's Describe actions have no resource-level permissions",
+    "ec2:DescribeSecurityGroups": "EC2's Describe actions have no resource-level permissions",
     "ec2:DescribeSubnets": "EC2's Describe actions have no resource-level permissions",
+    "ec2:DescribeVpcEndpoints": "EC2's Describe actions have no resource-level permissions",
     "ec2:DescribeVpcs": "EC2's Describe actions have no resource-level permissions",
     "ecr:GetAuthorizationToken": "the token is the account's; it opens only what the other ecr: actions name",
     "ecs:DeregisterTaskDefinition": "it has no resource-level permissions",
     "ecs:DescribeTaskDefinition": "it has no resource-level permissions",
+    "ecs:ListAccountSettings": "it has no resource-level permissions",
     "ecs:ListClusters": "it has no resource-level permissions",
     "ecs:ListTaskDefinitionFamilies": "it has no resource-level permissions",
     "ecs:ListTasks": "its resource is a container instance, which Fargate has not; the condition names the cluster",
+    "events:ListRuleNamesByTarget": "it has no resource-level permissions",
     "logs:DescribeLogGroups": "it has no resource-level permissions",
 }
 """The actions whose ``Resource`` is ``*`` in what is written here, and why it can be nothing else."""
@@ -290,6 +295,42 @@ def execution_policy(access: Access, *, repositories: Sequence[str] = ("*",)) ->
     return _document(found)
 
 
+def doctor_policy(access: Access) -> Policy:
+    """
+    Return what `diagnose` needs to see everything: it reads, and changes nothing.
+
+    The roles are all of the account: whose the credentials will be is not known here.
+    """
+    roles, users = (f"arn:{access.partition}:iam::{access.account}:{kind}/*" for kind in ("role", "user"))
+    network = ("RouteTables", "SecurityGroups", "Subnets", "VpcEndpoints")
+    found = [
+        _statement("LookAtCluster", ["ecs:DescribeClusters"], access._cluster_arn()),
+        _statement("LookAtNetwork", [f"ec2:Describe{what}" for what in network], "*"),
+        _statement("LookAtRoles", ["iam:GetRole", "iam:ListAttachedRolePolicies"], roles),
+        _statement("AskWhatIsAllowed", ["iam:SimulatePrincipalPolicy"], [roles, users]),
+        _statement("LookAtLogGroups", ["logs:DescribeLogGroups"], "*"),
+        _statement("LookAtQuotas", ["servicequotas:GetServiceQuota"], access._arn("servicequotas", "fargate/*")),
+        _statement(
+            "LookAtImages", ["ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"], access._arn("ecr", "repository/*")
+        ),
+    ]
+    if access.definitions:
+        asked = ["ecs:DescribeTaskDefinition", "ecs:ListAccountSettings"]
+        found.append(_statement("LookAtDefinitions", asked, "*"))
+    if access.events:
+        by_name = [] if "/" in access.events else ["sqs:GetQueueUrl"]
+        found.append(_statement("LookAtQueue", ["sqs:GetQueueAttributes", *by_name], access._queue()))
+        found.append(_statement("LookForRule", ["events:ListRuleNamesByTarget"], "*"))
+        found.append(_statement("LookAtRule", ["events:DescribeRule"], access._arn("events", "rule/*")))
+    if access.journal:
+        found.append(_statement("LookAtJournal", ["dynamodb:DescribeTable"], access._table()))
+    if access.spill_to:
+        found.append(_statement("FindVariables", ["s3:GetBucketLocation"], access._bucket()))
+    if "discover" in access.chores:
+        found += _discovery(access)
+    return _document(found)
+
+
 def _document(statements: Iterable[Mapping[str, Any]]) -> Policy:
     return {"Version": "2012-10-17", "Statement": [dict(statement) for statement in statements]}
 
@@ -374,10 +415,7 @@ def _chores_of(access: Access) -> Iterable[dict[str, Any]]:
     if "prune" in access.chores:
         yield _statement("Prune", ["ecs:DeregisterTaskDefinition", "ecs:ListTaskDefinitionFamilies"], "*")
     if "discover" in access.chores:
-        described = ("NetworkInterfaces", "Subnets", "Vpcs")
-        asked = [f"ec2:Describe{what}" for what in described]
-        yield _statement("Discover", ["ecs:ListClusters", *asked], "*")
-        yield _statement("DiscoverClusters", ["ecs:DescribeClusters"], access._arn("ecs", "cluster/*"))
+        yield from _discovery(access)
     if "make-events" in access.chores:
         queue = ("CreateQueue", "DeleteQueue", "GetQueueAttributes", "GetQueueUrl", "SetQueueAttributes")
         yield _statement("MakeQueue", [f"sqs:{verb}" for verb in queue], access._queue())
@@ -388,3 +426,9 @@ def _chores_of(access: Access) -> Iterable[dict[str, Any]]:
     if "make-journal" in access.chores:
         table = ("CreateTable", "DescribeTable", "DescribeTimeToLive", "UpdateTimeToLive")
         yield _statement("MakeJournal", [f"dynamodb:{verb}" for verb in table], access._table())
+
+
+def _discovery(access: Access) -> Iterable[dict[str, Any]]:
+    asked = [f"ec2:Describe{what}" for what in ("NetworkInterfaces", "Subnets", "Vpcs")]
+    yield _statement("Discover", ["ecs:ListClusters", *asked], "*")
+    yield _statement("DiscoverClusters", ["ecs:DescribeClusters"], access._arn("ecs", "cluster/*"))

@@ -299,6 +299,14 @@ async def test_missing_objects_and_buckets_are_told(s3: S3Service) -> None:
     assert (bucket.code, bucket.status) == ("NoSuchBucket", 404)
 
 
+async def test_buckets_tell_where_they_are(s3: S3Service) -> None:
+    assert await ask(s3, "GetBucketLocation", Bucket="bucket") == {}  # us-east-1 has no name there
+    assert (await refusal(s3, "GetBucketLocation", Bucket="none")).code == "NoSuchBucket"
+
+    s3.region = "eu-west-1"
+    assert await ask(s3, "GetBucketLocation", Bucket="bucket") == {"LocationConstraint": "eu-west-1"}
+
+
 async def test_objects_are_deleted_again_and_again(s3: S3Service) -> None:
     await ask(s3, "PutObject", Bucket="bucket", Key="k", Body=b"")
     full = await refusal(s3, "DeleteBucket", Bucket="bucket")

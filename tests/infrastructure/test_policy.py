@@ -34,7 +34,7 @@ from fargate_runner import (
     Runner,
     Secret,
 )
-from fargate_runner.infrastructure import UNSCOPED, Access, Policy, caller_policy, execution_policy
+from fargate_runner.infrastructure import UNSCOPED, Access, Policy, caller_policy, doctor_policy, execution_policy
 from fargate_runner.testing.aws import FakeAws
 from fargate_runner.testing.clock import VirtualClock
 from tests.aws.account import definition
@@ -275,6 +275,7 @@ EVERY = {
     "whole": caller_policy(WHOLE),
     "a group that is there": caller_policy(attrs.evolve(WHOLE, log_group=LogGroup(name="/jobs", create=False))),
     "execution": execution_policy(WHOLE),
+    "doctor": doctor_policy(WHOLE),
 }
 
 

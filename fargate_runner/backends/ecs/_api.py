@@ -213,8 +213,9 @@ class ApiError(BackendError):
         self.action = denied["action"] if denied else ""
         self.resource = (denied["resource"] or "").rstrip(".") if denied else ""
         said = ": ".join(part for part in (operation, code, _short(message.strip().rstrip("."))) if part)
-        if advice := _advice(self.trouble, code, message, self.action, self.resource):
-            said = f"{said}; {advice}"
+        self.advice = _advice(self.trouble, code, message, self.action, self.resource)
+        if self.advice:
+            said = f"{said}; {self.advice}"
         if request_id:
             said = f"{said} (request {request_id})"
         super().__init__(said, operation=operation, code=code, retryable=self.trouble in _RETRYABLE)

@@ -167,7 +167,7 @@ class EcsBackend(Backend):
         self._utcnow = utcnow
         self._cadence = cadence or Cadence()
         self._log_cadence = log_cadence or LogCadence()
-        self._make_api: Callable[[], Api] = partial(
+        self._make_api: Callable[..., Api] = partial(
             Api, session=session, region=region or _wire.region_of(cluster), endpoint_url=endpoint_url, budget=budget
         )
         self._api = self._make_api()

@@ -21,7 +21,7 @@ from fargate_runner.backends.ecs import _wire
 from fargate_runner.backends.ecs._api import Api, ApiError, Trouble
 from fargate_runner.backends.ecs._config import LogGroup, Network, Roles
 
-__all__ = ["Discovered", "discover"]
+__all__ = ["Discovered", "discover", "look_around"]
 
 Json: TypeAlias = Mapping[str, Any]
 ReadMetadata: TypeAlias = Callable[[str], Awaitable[Json]]
@@ -41,13 +41,17 @@ _HELP: Final = {
 
 @attrs.frozen(kw_only=True)
 class Discovered:
-    """What was found. ``why`` has a plain sentence for each choice: what, and from where."""
+    """
+    What was found. ``why`` has a plain sentence for each choice: what, and from where. ``missing`` has for each part
+    that was not found, ``cluster`` or ``network``, why, and how to set it.
+    """
 
     cluster: str
     network: Network | None = None
     roles: Roles | None = None
     log_group: LogGroup | None = None
     why: tuple[str, ...] = ()
+    missing: Mapping[str, tuple[str, str]] = attrs.field(factory=dict[str, tuple[str, str]])
 
 
 async def discover(
@@ -65,30 +69,49 @@ async def discover(
     :raises InvalidJob: a variable of the environment is not what it should be
     :raises ApiError: AWS did not answer for minutes
     """
-    search = _Search(api, os.environ if environ is None else environ, read_metadata or _read_metadata)
+    found = await look_around(api, cluster=cluster, network=network, environ=environ, read_metadata=read_metadata)
+    if found.missing:
+        missing = [f"{part}: {why}; {fix}" for part, (why, fix) in found.missing.items()]
+        raise BackendUnavailable(f"not everything was found that ECS needs. {'. '.join(missing)}", code="NotFound")
+    return found
+
+
+async def look_around(
+    api: Api,
+    *,
+    cluster: str | None = None,
+    network: Network | None = None,
+    environ: Mapping[str, str] | None = None,
+    read_metadata: ReadMetadata | None = None,
+    patience: float = float("inf"),
+) -> Discovered:
+    """
+    Return what `discover` does, and what is missing as well. *patience* is how long AWS may be in trouble, in seconds.
+
+    :raises InvalidJob: a variable of the environment is not what it should be
+    :raises ApiError: AWS did not answer
+    """
+    environ = os.environ if environ is None else environ
+    search = _Search(api, environ, read_metadata or _read_metadata, patience)
     found_cluster = cluster or await search.cluster()
     found_network = network or await search.network()
-    if not found_cluster or found_network is None:
-        missing = [
-            f"{part}: {'; '.join(search.missed[part])}; {_HELP[part]}"
-            for part, found in (("cluster", found_cluster), ("network", found_network))
-            if not found
-        ]
-        raise BackendUnavailable(f"not everything was found that ECS needs. {'. '.join(missing)}", code="NotFound")
+    parts = {"cluster": found_cluster, "network": found_network}
     return Discovered(
         cluster=found_cluster,
         network=found_network,
         roles=await search.roles(),
         log_group=search.log_group(),
         why=tuple(search.why),
+        missing={part: ("; ".join(search.missed[part]), _HELP[part]) for part, found in parts.items() if not found},
     )
 
 
 class _Search:
     """One search: what was chosen so far and why, and what is known of the task that we run in."""
 
-    def __init__(self, api: Api, environ: Mapping[str, str], read_metadata: ReadMetadata) -> None:
+    def __init__(self, api: Api, environ: Mapping[str, str], read_metadata: ReadMetadata, patience: float) -> None:
         self._api = api
+        self._patience = patience
         self._environ = environ
         self._read_metadata = read_metadata
         self._metadata: Json | None = None
@@ -103,7 +126,7 @@ class _Search:
     async def _asked(self, part: str, operation: str, **request: Any) -> Json | None:
         """Ask AWS for the sake of a part; None if it refuses."""
         try:
-            return await self._api.call(operation, **request)
+            return await self._api.call(operation, self._patience, self._patience, **request)
         except ApiError as exc:
             if exc.retryable:
                 raise  # that it did not answer does not mean that there is nothing

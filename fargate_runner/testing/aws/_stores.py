@@ -478,6 +478,10 @@ class S3Service(Service):
             raise AwsError("404", "Not Found", status=404)
         return {"BucketRegion": self.region}
 
+    async def get_bucket_location(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        self._bucket(request)
+        return {} if self.region == "us-east-1" else {"LocationConstraint": self.region}
+
     async def list_buckets(self, request: Mapping[str, Any]) -> dict[str, Any]:
         return {"Buckets": [{"Name": name, "CreationDate": self._created[name]} for name in sorted(self._buckets)]}
 
