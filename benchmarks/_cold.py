@@ -27,8 +27,10 @@ def _end() -> NoReturn:
     import resource
 
     used = resource.getrusage(resource.RUSAGE_SELF)
-    loaded = len(sys.modules)
-    os.write(1, f"{used.ru_utime + used.ru_stime} {used.ru_maxrss} {loaded}\n".encode())
+    # Not ru_maxrss: that of a process that was forked begins with its parent's.
+    with open("/proc/self/status", "rb") as file:
+        peak = next((int(line.split()[1]) for line in file if line.startswith(b"VmHWM:")), 0)
+    os.write(1, f"{used.ru_utime + used.ru_stime} {peak} {len(sys.modules)}\n".encode())
     os._exit(0)
 
 

@@ -120,12 +120,12 @@ def json_loads() -> Callable[[bytes], Any]:
     return loads
 
 
-def lean_loader(data_path: str | None) -> Any:
+def lean_loader(data_path: str | None, *, with_endpoints: bool = False) -> Any:
     """
     Return a loader of botocore's data that reads what we need, and as plain dictionaries.
 
     The first client of a session looks into four hundred folders for the names of all services, and reads a megabyte of
-    endpoints from before there were rules for them. For services that have rules it is never asked for one.
+    endpoints from before there were rules for them. Of the services in `LEAN`, none takes anything from there; S3 does.
     """
     import gzip
     from pathlib import Path
@@ -151,11 +151,18 @@ def lean_loader(data_path: str | None) -> Any:
             finally:
                 self._wanted = ""
 
+        def load_data_with_path(self, name: str) -> Any:
+            return no_endpoints if name == "endpoints" and is_spared else super().load_data_with_path(name)
+
         def list_available_services(self, type_name: str) -> Any:
             return [self._wanted] if self._wanted in KNOWN else super().list_available_services(type_name)
 
     loader = LeanLoader(file_loader=PlainFiles())
     loader.search_paths[:] = stock.search_paths
+    # Somebody's own endpoints replace the rules.
+    others = [Path(path) for path in stock.search_paths if path != Loader.BUILTIN_DATA_PATH]
+    is_spared = not with_endpoints and not any(loader.file_loader.exists(str(path / "endpoints")) for path in others)
+    no_endpoints = {"version": 3, "partitions": []}, str(Path(Loader.BUILTIN_DATA_PATH, "endpoints.json"))
     return loader
 
 
@@ -398,6 +405,8 @@ class LeanClient:
             raise AttributeError(f"this client has no operation {name!r}") from None
         prepare = getattr(self._client, name)
         model = self.meta.service_model.operation_model(operation)
+        if model.has_streaming_output or model.has_event_stream_output:
+            raise NotImplementedError(f"{operation} answers with a stream: hand in aioboto3.Session() to read it")
 
         async def call(**request: Any) -> dict[str, Any]:
             prepared = await self._prepared(prepare, request)
@@ -453,8 +462,7 @@ class LeanSession:
 
         self.core = get_session()
         self.core.register_component("response_parser_factory", fast_parsers(ResponseParserFactory))
-        self._loader = lean_loader(self.core.get_config_variable("data_path"))
-        self.core.register_component("data_loader", self._loader)
+        self.core.register_component("data_loader", lean_loader(self.core.get_config_variable("data_path")))
         self._others: Any = None
         self._context: ssl.SSLContext | None = None
 
@@ -486,12 +494,14 @@ class LeanSession:
 
                 core = get_session()
                 core.register_component("response_parser_factory", fast_parsers(AioResponseParserFactory))
-                core.register_component("data_loader", self._loader)
+                loader = lean_loader(core.get_config_variable("data_path"), with_endpoints=True)
+                core.register_component("data_loader", loader)
                 self._others = aioboto3.Session(botocore_session=core)
+            loader = self._others._session.get_component("data_loader")
             for kind in ("service-2", "endpoint-rule-set-1"):
-                self._loader.load_service_model(service, kind, api_version=None)
-            for name in ("partitions", "_retry"):
-                self._loader.load_data(name)
+                loader.load_service_model(service, kind, api_version=None)
+            for name in ("endpoints", "partitions", "_retry"):  # a megabyte, which clients would read on the event loop
+                loader.load_data(name)
             return self._others
 
     def _tls(self) -> ssl.SSLContext:
