@@ -248,10 +248,13 @@ class TestBrokenAnswers:
         parser = _lean.fast_parsers(factory).create_parser("json")
         response = {"status_code": 200, "headers": {}, "body": body, "context": {"operation_name": "DescribeTasks"}}
 
-        with pytest.raises(ResponseParserError):
+        async def parse() -> None:
             read = parser.parse(response, Shape("DescribeTasksResponse"))
             if inspect.isawaitable(read):
                 await read
+
+        with pytest.raises(ResponseParserError):
+            await parse()
 
     @pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN.keys())
     @pytest.mark.parametrize("fast", [True, False])

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import botocore.parsers
 import anyio
+import botocore.parsers
 import pytest
 
 from fargate_runner.backends.ecs import _wire

@@ -1,10 +1,10 @@
 """
 botocore without aiohttp: it makes and signs each request and reads its reply, and asyncio carries them.
 
-aioboto3 is loaded for what this cannot do. Importing it takes longer than all else in a cold start, and most of that is
-aiohttp, of which a JSON request and its answer need next to nothing. Only public hooks of botocore's are used: components
-of the session, the event ``before-send``, the models and parsers. Where one of them is not as it was, `make_session`
-returns None, and everything goes through aioboto3.
+aioboto3 is loaded for what this cannot do. Importing it takes longer than all else in a cold start, and most of that
+is aiohttp, of which a JSON request and its answer need next to nothing. What is used of botocore are hooks that were
+made for it: components of the session, the event ``before-send``, the models and parsers. Where one of them is not as
+it was, `LeanSession` cannot be made, and everything goes through aioboto3.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
@@ -136,7 +136,10 @@ def lean_loader(data_path: str | None, *, with_endpoints: bool = False) -> Any:
 
     class PlainFiles(JSONFileLoader):  # type: ignore[misc]
         def load_file(self, file_path: str) -> Any:
-            for end, read in ((".json", Path.read_bytes), (".json.gz", lambda path: gzip.decompress(path.read_bytes()))):
+            for end, read in (
+                (".json", Path.read_bytes),
+                (".json.gz", lambda path: gzip.decompress(path.read_bytes())),
+            ):
                 if (path := Path(f"{file_path}{end}")).is_file():
                     return json.loads(read(path))
             return super().load_file(file_path)
@@ -262,10 +265,8 @@ class Carrier:
         for connection in connections:
             connection.cut()
         for connection in connections:
-            try:
+            with suppress(OSError):  # so it was cut already
                 await connection.writer.wait_closed()
-            except OSError:
-                pass  # so it was cut already
 
     def _kept(self, place: tuple[str, str, int]) -> _Connection | None:
         idle, now = self._idle.get(place, []), asyncio.get_running_loop().time()
