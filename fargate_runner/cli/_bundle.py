@@ -218,7 +218,7 @@ def _closure(requirements: Iterable[str], wanted: Wanted) -> dict[str, metadata.
 
 def _python(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)\.(\d+)", text)
-    version = (int(found[1]), int(found[2])) if found else (0, 0)
+    version: tuple[int, int] = (int(found[1]), int(found[2])) if found else (0, 0)
     if version < _OLDEST:
         raise click.UsageError(
             f"--python {text!r}: no Python that this runs on; write it like 3.12, {_dotted(_OLDEST)} or later"

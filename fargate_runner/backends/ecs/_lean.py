@@ -390,12 +390,12 @@ def _catch(request: Any, **_: Any) -> None:
 class LeanClient:
     """A client of botocore's whose methods are asynchronous, and an asynchronous context manager of itself."""
 
-    def __init__(self, client: Any, credentials: Any, tls: Callable[[], ssl.SSLContext]) -> None:
+    def __init__(self, client: Any, parser: Any, credentials: Any, tls: Callable[[], ssl.SSLContext]) -> None:
         client.meta.events.register("before-send", _catch)
         self.meta = client.meta
         self._client = client
         self._credentials = credentials
-        self._parser = client._response_parser
+        self._parser = parser
         self._carrier: Carrier | None = None
         self._tls = tls
 
@@ -462,7 +462,7 @@ class LeanSession:
         from botocore.session import get_session
 
         self.core = get_session()
-        self.core.register_component("response_parser_factory", fast_parsers(ResponseParserFactory))
+        self._parsers = fast_parsers(ResponseParserFactory)
         self.core.register_component("data_loader", lean_loader(self.core.get_config_variable("data_path")))
         self._others: Any = None
         self._context: ssl.SSLContext | None = None
@@ -483,7 +483,8 @@ class LeanSession:
             client = self.core.create_client(service, config=Config(**config), **known)
             if get_environ_proxies(client.meta.endpoint_url):
                 return None
-            return LeanClient(client, self.core.get_credentials(), self._tls)
+            parser = self._parsers.create_parser(client.meta.service_model.resolved_protocol)
+            return LeanClient(client, parser, self.core.get_credentials(), self._tls)
 
     def others(self, service: str) -> Any:
         """Return a session of aioboto3 that has read what a client of *service* needs. For a worker thread."""
