@@ -2,23 +2,30 @@
 From the start of a process to the answer to its first RunTask, beside plain boto3 and aioboto3 that do the same.
 
 Every side is a process of its own, in turns (A B A B): see `benchmarks._cold` for what each does. The fake AWS answers
-over HTTP, in yet another process. CPU seconds and memory are medians; instructions, where valgrind is installed, are
-the same to 1 % whatever else the machine does. All sides have their byte code, as Lambda's should.
+in yet another process, behind TLS: each side has to read as many certificates as botocore brings. CPU seconds and
+memory are medians; instructions, where valgrind is installed, are the same to 1 % whatever else the machine does. All
+sides have their byte code, as Lambda's should.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
+import ssl
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import attrs
+import botocore
 
 from benchmarks._account import account
 from benchmarks._clients import KEY, definition
@@ -62,13 +69,55 @@ def _rows(name: str, unit: str, by_way: Mapping[str, float], goal: float | None 
     return rows
 
 
+@contextmanager
+def _behind_tls(url: str, scratch: Path) -> Generator[tuple[str, Path]]:
+    """Stand before *url* with a certificate of our own; yield its URL and a bundle that has botocore's and ours."""
+    key, certificate, bundle = scratch / "key.pem", scratch / "certificate.pem", scratch / "bundle.pem"
+    made = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost")
+    named = ("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate))
+    subprocess.run([*made, *named], check=True, capture_output=True)
+    bundle.write_bytes(Path(botocore.__file__).with_name("cacert.pem").read_bytes() + certificate.read_bytes())
+    command = [sys.executable, "-m", "benchmarks.cold_start", url, str(certificate), str(key)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield f"https://127.0.0.1:{int(process.stdout.readline())}", bundle
+        finally:
+            process.kill()
+
+
+async def _forward(url: str, certificate: str, key: str) -> None:
+    there = urlsplit(url)
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, out = await asyncio.open_connection(there.hostname, there.port)
+        await asyncio.gather(carry(reader, out), carry(back, writer))
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
 def run(*, rounds: int = 11, instructions: bool = True) -> list[Row]:
     """Measure."""
-    with tempfile.TemporaryDirectory() as byte_code, account(quotas="none", life="forever") as aws:
-        env = os.environ | KEY | {"PYTHONHASHSEED": "0", "PYTHONPYCACHEPREFIX": byte_code}
-        env.pop("PYTHONDONTWRITEBYTECODE", None)
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        aws = stack.enter_context(account(quotas="none", life="forever"))
         os.environ.update(KEY)
-        place = _Place(aws.url, definition(aws.url), env)
+        arn = definition(aws.url)
+        url, bundle = stack.enter_context(_behind_tls(aws.url, scratch))
+        env = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPYCACHEPREFIX": str(scratch), "AWS_CA_BUNDLE": str(bundle)}
+        env.pop("PYTHONDONTWRITEBYTECODE", None)
+        place = _Place(url, arn, env)
         for way in _WAYS:
             place.run(way)  # writes the byte code
         turns = [[place.figures(way) for way in _WAYS] for _ in range(rounds)]
@@ -85,3 +134,7 @@ def run(*, rounds: int = 11, instructions: bool = True) -> list[Row]:
         against = "aioboto3 imported and used in the loop"
         rows.append(Row("cold start, longest stall of a running loop", ours, theirs, "ms", against, _STALL_GOAL))
     return rows
+
+
+if __name__ == "__main__":
+    asyncio.run(_forward(*sys.argv[1:]))

@@ -523,7 +523,11 @@ def _make_session(fast: bool) -> _Session:
                 pass  # a botocore of another shape
             else:
                 return _Session(session=lean, parser="fast", lean=lean)
-        import aioboto3
+        try:
+            import aioboto3
+        except ImportError as exc:  # a bundle has none
+            fix = "install it, or a botocore that this version knows"
+            raise BackendUnavailable(f"this botocore needs aioboto3, which cannot be imported ({exc}); {fix}") from exc
 
         return _Session(session=aioboto3.Session())
 
@@ -893,7 +897,11 @@ class Api:
             lean = await anyio.to_thread.run_sync(partial(made.lean.make, service, config, **known))
             if lean is not None:
                 return _Client(client=lean, manager=lean, generation=self._generation)
-            session = await anyio.to_thread.run_sync(made.lean.others, service)
+            try:
+                session = await anyio.to_thread.run_sync(made.lean.others, service)
+            except ImportError as exc:
+                fix = f"install it, or build the bundle with --service {service}"
+                raise BackendUnavailable(f"{service} needs aioboto3, which cannot be imported ({exc}); {fix}") from exc
         make = getattr(session, "client", None) or session.create_client
         with no_gc():
             from aiobotocore.config import AioConfig

@@ -210,11 +210,20 @@ class Carrier:
     """
     Carries requests over HTTP/1.1, on connections that are kept for the next ones.
 
-    It tries nothing twice. Belongs to one event loop. *tls* gives the context of connections that need one.
+    It tries nothing twice. Belongs to one event loop. *tls* gives the context of connections that need one; timeouts
+    are seconds.
     """
 
-    def __init__(self, tls: Callable[[], ssl.SSLContext]) -> None:
+    def __init__(
+        self,
+        tls: Callable[[], ssl.SSLContext],
+        *,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        read_timeout: float = READ_TIMEOUT,
+    ) -> None:
         self._tls = tls
+        self._connect_timeout = connect_timeout
+        self._read_timeout = read_timeout
         self._idle: dict[tuple[str, str, int], list[_Connection]] = {}
         self._all: set[_Connection] = set()
         self._room = asyncio.Semaphore(POOL)
@@ -242,7 +251,7 @@ class Carrier:
                 inner = NotConnected(str(exc))
                 raise exceptions.EndpointConnectionError(endpoint_url=request.url, error=inner) from exc
             try:
-                with anyio.fail_after(READ_TIMEOUT):
+                with anyio.fail_after(self._read_timeout):
                     reply, stays = await _ask(connection, message)
             except BaseException as exc:
                 self._drop(connection)
@@ -280,10 +289,8 @@ class Carrier:
     async def _connect(self, place: tuple[str, str, int]) -> _Connection:
         scheme, host, port = place
         context = self._tls() if scheme == "https" else None
-        with anyio.fail_after(CONNECT_TIMEOUT):
-            reader, writer = await asyncio.open_connection(
-                host, port, ssl=context, limit=_AT_ONCE, happy_eyeballs_delay=0.25
-            )
+        with anyio.fail_after(self._connect_timeout):
+            reader, writer = await asyncio.open_connection(host, port, ssl=context, limit=_AT_ONCE)
         made = writer.get_extra_info("socket")
         if made is not None:  # a NAT gateway forgets what is silent for six minutes, and a long poll is silent
             made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -483,7 +490,10 @@ class LeanSession:
             client = self.core.create_client(service, config=Config(**config), **known)
             if get_environ_proxies(client.meta.endpoint_url):
                 return None
-            parser = self._parsers.create_parser(client.meta.service_model.resolved_protocol)
+            if client.meta.endpoint_url.startswith("https:"):
+                self._tls()  # here, where it does not stall the event loop
+            model = client.meta.service_model
+            parser = self._parsers.create_parser(getattr(model, "resolved_protocol", model.metadata["protocol"]))
             return LeanClient(client, parser, self.core.get_credentials(), self._tls)
 
     def others(self, service: str) -> Any:
