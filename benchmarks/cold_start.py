@@ -27,12 +27,14 @@ from urllib.parse import urlsplit
 import attrs
 import botocore
 
+from benchmarks import _cold
 from benchmarks._account import account
 from benchmarks._clients import KEY, definition
 from benchmarks._report import Row
+from fargate_runner.cli._bundle import Wanted, build
 
 _GRIND: Final = ("valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null")
-_WAYS: Final = ("boto3", "aioboto3", "ours", "handler")
+_WAYS: Final = ("boto3", "aioboto3", "ours", "handler", "bundle")
 _CPU_GOAL: Final = 0.75
 _STALL_GOAL: Final = 0.25
 
@@ -45,8 +47,16 @@ class _Place:
     definition: str
     env: Mapping[str, str]
 
+    task: Path
+    """A bundle, unpacked."""
+
     def run(self, way: str, *under: str) -> subprocess.CompletedProcess[str]:
-        command = [*under, sys.executable, "-m", "benchmarks._cold", way, self.url, self.definition]
+        if way == "bundle":  # what `fargate-runner bundle` builds, with its own byte code
+            code = f"import sys; sys.path.insert(0, {str(self.task)!r}); import _cold"
+            words = ["-I", "-c", f"{code}; _cold.WAYS['handler']({self.url!r}, {self.definition!r})"]
+        else:
+            words = ["-m", "benchmarks._cold", way, self.url, self.definition]
+        command = [*under, sys.executable, *words]
         return subprocess.run(command, env=self.env, capture_output=True, text=True, check=True)
 
     def figures(self, way: str) -> tuple[float, ...]:
@@ -117,7 +127,9 @@ def run(*, rounds: int = 11, instructions: bool = True) -> list[Row]:
         url, bundle = stack.enter_context(_behind_tls(aws.url, scratch))
         env = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPYCACHEPREFIX": str(scratch), "AWS_CA_BUNDLE": str(bundle)}
         env.pop("PYTHONDONTWRITEBYTECODE", None)
-        place = _Place(url, arn, env)
+        place = _Place(url, arn, env, scratch / "task")
+        archive = build(Wanted(sources=(Path(_cold.__file__),)), scratch / "lambda.zip")
+        shutil.unpack_archive(archive.path, place.task)
         for way in _WAYS:
             place.run(way)  # writes the byte code
         turns = [[place.figures(way) for way in _WAYS] for _ in range(rounds)]
@@ -129,6 +141,10 @@ def run(*, rounds: int = 11, instructions: bool = True) -> list[Row]:
             rows += _rows("instructions", "M", {way: place.instructions(way) for way in _WAYS}, _CPU_GOAL)
         rows += _rows("peak memory", "MiB", {way: kib / 1024 for way, kib in peak.items()})
         rows += _rows("modules loaded", "", modules)
+        rows.append(Row("bundle, zipped", archive.zipped / 2**20, archive.plain_zipped / 2**20, "MiB", "plain install"))
+        rows.append(
+            Row("bundle, unpacked", archive.unpacked / 2**20, archive.plain_unpacked / 2**20, "MiB", "plain install")
+        )
         stalls = [(place.figures("ours-stall"), place.figures("aioboto3-stall")) for _ in range(rounds)]
         ours, theirs = (min(column)[0] * 1e3 for column in zip(*stalls, strict=True))
         against = "aioboto3 imported and used in the loop"

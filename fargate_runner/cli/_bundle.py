@@ -22,6 +22,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -56,7 +57,7 @@ _OURS_ELSEWHERE: Final = ("cli", "testing", "infrastructure", "backends/docker")
 
 _NATIVE: Final = (".so", ".pyd", ".dylib")
 _UNWANTED: Final = (".pyi", ".pyc", ".pth", "/py.typed", ".c", ".h", ".pyx", ".pxd", ".egg-link")
-_OF_METADATA: Final = ("METADATA", "entry_points.txt")
+_OF_METADATA: Final = ("METADATA", "entry_points.txt", "LICEN", "NOTICE", "COPYING")
 _FIRST_DAY: Final = (1980, 1, 1, 0, 0, 0)
 _DATA: Final = re.compile(r"botocore/data/(?P<service>[^/]+)/(?P<version>[^/]+)/(?P<name>[^/]+)\Z")
 _OF_A_SERVICE: Final = ("service-2", "service-2.sdk-extras", "endpoint-rule-set-1")
@@ -266,10 +267,12 @@ class _Stage:
         root.mkdir(parents=True)
 
     def put(self, name: str, content: bytes, *, owner: str) -> None:
+        path = self.root / name
         if (other := self.owners.get(name)) is not None:
+            if path.read_bytes() == content:  # the empty __init__.py of a namespace, say
+                return
             raise click.UsageError(f"{name} is of {other} and of {owner}: one of them has to go")
         self.owners[name] = owner
-        path = self.root / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
@@ -278,17 +281,32 @@ class _Stage:
 
     def put_source(self, source: Path, *, but: Path) -> None:
         """Put in a file, or what is in a directory, but for hidden files, byte code and the bundle itself."""
+        owner = f"--source {str(source)!r}"
         if not source.exists():
-            raise click.UsageError(f"--source {str(source)!r}: there is no such file or directory")
-        if source.is_file():
-            self.put(source.name, source.read_bytes(), owner=f"--source {source}")
-            return
-        for where, directories, files in os.walk(source):
-            directories[:] = sorted(name for name in directories if not _is_left_out(name))
-            for name in sorted(files):
-                path = Path(where, name)
-                if not _is_left_out(name) and path.resolve() != but:
-                    self.put(path.relative_to(source).as_posix(), path.read_bytes(), owner=f"--source {source}")
+            raise click.UsageError(f"{owner}: there is no such file or directory")
+        for path in [source] if source.is_file() else _walked(source):
+            name = source.name if path == source else path.relative_to(source).as_posix()
+            if path.resolve() == but:
+                continue
+            if not path.is_file():
+                raise click.UsageError(
+                    f"{owner}: {path} is no file, or a link to a directory; take it away, or copy it"
+                )
+            try:
+                name.encode()
+                self.put(name, path.read_bytes(), owner=owner)
+            except (OSError, UnicodeEncodeError) as exc:
+                raise click.UsageError(f"{owner}: {name!r} cannot be put in ({exc})") from None
+
+
+def _walked(source: Path) -> Iterator[Path]:
+    for where, directories, files in os.walk(source):
+        links = {name for name in directories if Path(where, name).is_symlink()}
+        directories[:] = sorted(name for name in directories if not _is_left_out(name) and name not in links)
+        if "pyvenv.cfg" in files:  # a virtual environment: its packages are what --package is for
+            directories.clear()
+            continue
+        yield from (Path(where, name) for name in sorted({*files, *links}) if not _is_left_out(name))
 
 
 def _is_left_out(name: str) -> bool:
@@ -303,7 +321,7 @@ def _put_distributions(
     native = [name for name, distribution in chosen.items() if _is_native(distribution)]
     elsewhere = native if not _fits_here(wanted) else []
     for name, distribution in chosen.items():
-        if name not in elsewhere:
+        if name not in elsewhere and name != _US:
             for file, content in _contents(_files(distribution), wanted):
                 stage.put(file, content, owner=name)
     if elsewhere:
@@ -326,10 +344,12 @@ def _is_native(distribution: metadata.Distribution) -> bool:
 
 def _files(distribution: metadata.Distribution) -> dict[str, Path]:
     """Return what a distribution has put beside other packages, by its place there."""
-    listed = distribution.files
+    listed, name = distribution.files, distribution.metadata["Name"]
     if listed is None:
-        name = distribution.metadata["Name"]
         raise click.UsageError(f"{name}: it does not say what it has installed; pip install --force-reinstall {name}")
+    if '"editable": true' in (distribution.read_text("direct_url.json") or "") and name != _US:
+        fix = "name its code with --source, or install it without -e"
+        raise click.UsageError(f"--package {name!r}: it is a working copy, which does not tell its files; {fix}")
     return {file.as_posix(): Path(str(file.locate())) for file in listed if ".." not in file.parts}
 
 
@@ -339,7 +359,7 @@ def _contents(files: Mapping[str, Path], wanted: Wanted) -> Iterator[tuple[str, 
         if "__pycache__" in path.parts or name.endswith(_UNWANTED) or {"tests", "test"}.intersection(path.parts[:-1]):
             continue
         if path.parts[0].endswith((".dist-info", ".egg-info")):
-            if path.name in _OF_METADATA and len(path.parts) == 2:
+            if path.name.startswith(_OF_METADATA):
                 yield name, _brief(path.name, files[name].read_bytes())
         elif name.startswith("botocore/data/"):
             yield from _data(name, files[name], wanted)
@@ -431,9 +451,9 @@ def _compile(root: Path) -> None:
 def _zip(root: Path, out: Path) -> int:
     """Zip a directory and return the size of what is in it; nobody sees half of an archive."""
     unpacked = 0
+    half = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        half = out.with_name(f".{out.name}.{os.getpid()}")
         with zipfile.ZipFile(half, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
             for path in sorted((path for path in root.rglob("*") if path.is_file()), key=lambda path: path.as_posix()):
                 entry = zipfile.ZipInfo(path.relative_to(root).as_posix(), _FIRST_DAY)
@@ -447,6 +467,9 @@ def _zip(root: Path, out: Path) -> int:
     except OSError as exc:
         said = f"--out {str(out)!r}: it cannot be written ({exc.strerror}); say another place"
         raise click.UsageError(said) from None
+    finally:
+        with suppress(OSError):
+            half.unlink(missing_ok=True)
     return unpacked
 
 

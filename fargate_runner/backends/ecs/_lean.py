@@ -13,6 +13,7 @@ import asyncio
 import gc
 import inspect
 import json
+import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Generator, Mapping
@@ -174,6 +175,10 @@ KNOWN: Final = LEAN | {"s3", "ec2"}
 
 
 # ---- what carries ----------------------------------------------------------------------------------------------------
+
+
+_DIGITS: Final = re.compile("[0-9]+")
+_HEX_DIGITS: Final = re.compile("[0-9A-Fa-f]+")
 
 
 class NotConnected(OSError):
@@ -338,7 +343,7 @@ async def _ask(connection: _Connection, message: bytes) -> tuple[Reply, bool]:
     if "chunked" in headers.get("transfer-encoding", "").lower():
         return _reply(status, headers, await _chunks(reader)), stays
     if (length := headers.get("content-length")) is not None:
-        if not length.isdigit():
+        if not _DIGITS.fullmatch(length):
             raise _Broken(f"a length of {length!r}")
         return _reply(status, headers, await reader.readexactly(int(length))), stays
     return _reply(status, headers, await reader.read()), False
@@ -353,7 +358,7 @@ def _reply(status: int, headers: dict[str, str], body: bytes) -> Reply:
 def _head(head: bytes) -> tuple[int, str, dict[str, str]]:
     first, *lines = head.decode("latin-1").split("\r\n")[:-2]
     version, _, rest = first.partition(" ")
-    if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
+    if not version.startswith("HTTP/1.") or not _DIGITS.fullmatch(rest[:3]):
         raise _Broken(f"not HTTP: {first[:100]!r}")
     headers: dict[str, str] = {}
     for line in lines:
@@ -365,11 +370,10 @@ def _head(head: bytes) -> tuple[int, str, dict[str, str]]:
 async def _chunks(reader: asyncio.StreamReader) -> bytes:
     chunks: list[bytes] = []
     while True:
-        size = (await reader.readuntil(b"\r\n")).partition(b";")[0].strip()
-        try:
-            length = int(size, 16)
-        except ValueError:
-            raise _Broken(f"a chunk of {size[:20]!r} bytes") from None
+        size = (await reader.readuntil(b"\r\n")).partition(b";")[0].strip().decode("latin-1")
+        if not _HEX_DIGITS.fullmatch(size):
+            raise _Broken(f"a chunk of {size[:20]!r} bytes")
+        length = int(size, 16)
         if length == 0:
             while await reader.readuntil(b"\r\n") != b"\r\n":
                 pass  # trailers
