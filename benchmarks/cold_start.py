@@ -71,11 +71,10 @@ class _Place:
 
 def _rows(name: str, unit: str, by_way: Mapping[str, float], goal: float | None = None) -> list[Row]:
     rows = []
-    for way in ("ours", "handler"):
-        if way in by_way:
-            mine = f"cold start, {way}: {name}"
-            rows.append(Row(mine, by_way[way], by_way["aioboto3"], unit, "aioboto3", goal if way == "ours" else None))
-            rows.append(Row(mine, by_way[way], by_way["boto3"], unit, "boto3"))
+    for way in ("ours", "handler", "bundle"):
+        mine = f"cold start, {way}: {name}"
+        rows.append(Row(mine, by_way[way], by_way["aioboto3"], unit, "aioboto3", goal))
+        rows.append(Row(mine, by_way[way], by_way["boto3"], unit, "boto3"))
     return rows
 
 

@@ -12,9 +12,10 @@ what it uses and no more.
 
 from __future__ import annotations
 
-import gc
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from fargate_runner._gc import no_gc
 
 if TYPE_CHECKING:
     from fargate_runner._backend import Backend, Identity, Launch, TaskRef
@@ -181,14 +182,8 @@ def __getattr__(name: str) -> Any:
         home = _HOME[name]
     except KeyError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    # Looking for garbage while there is none takes a tenth of a cold start.
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
+    with no_gc():
         value = globals()[name] = getattr(import_module(home), name)
-    finally:
-        if was_on:
-            gc.enable()
     return value
 
 

@@ -349,7 +349,7 @@ class TestBadInput:
         (about / "RECORD").write_text("mine.pth,,\n")
         (about / "direct_url.json").write_text('{"dir_info": {"editable": true}, "url": "file:///mine"}')
 
-        with pytest.raises(click.UsageError, match="--package 'mine': it is a working copy.*--source"):
+        with pytest.raises(click.UsageError, match=r"--package 'mine': it is a working copy.*--source"):
             _bundle._files(metadata.Distribution.at(about))
 
     def test_an_installation_without_a_record_is_told(self, tmp_path: Path) -> None:

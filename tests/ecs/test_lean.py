@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import gc
 import ipaddress
 import ssl
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fargate_runner import BackendUnavailable
 from fargate_runner.backends.ecs._api import Api, ApiError, Trouble
-from fargate_runner.backends.ecs._lean import Carrier, LeanClient, LeanSession, lean_loader, no_gc
+from fargate_runner.backends.ecs._lean import Carrier, LeanClient, LeanSession, lean_loader
 from fargate_runner.testing.aws import FakeAws
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -513,18 +512,3 @@ class TestTheLoader:
         model = lean_loader(str(tmp_path)).load_service_model("mine", "service-2")
 
         assert model["metadata"] == {"serviceId": "Mine"}
-
-
-@pytest.mark.parametrize("was_on", [True, False])
-def test_garbage_is_looked_for_as_before(was_on: bool) -> None:
-    before = gc.isenabled()
-    (gc.enable if was_on else gc.disable)()
-    try:
-        with suppress(ZeroDivisionError), no_gc():
-            during = gc.isenabled()
-            raise ZeroDivisionError
-        after = gc.isenabled()
-    finally:
-        (gc.enable if before else gc.disable)()
-
-    assert (during, after) == (False, was_on)

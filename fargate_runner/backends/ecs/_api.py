@@ -33,7 +33,8 @@ from attrs import field
 
 from fargate_runner._backend import TOO_LATE
 from fargate_runner._errors import BackendError, BackendUnavailable, InvalidJob, RunnerClosed
-from fargate_runner.backends.ecs._lean import CONNECT_TIMEOUT, POOL, READ_TIMEOUT, LeanSession, no_gc
+from fargate_runner._gc import no_gc
+from fargate_runner.backends.ecs._lean import CONNECT_TIMEOUT, POOL, READ_TIMEOUT, LeanSession
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState

@@ -10,14 +10,13 @@ it was, `LeanSession` cannot be made, and everything goes through aioboto3.
 from __future__ import annotations
 
 import asyncio
-import gc
 import inspect
 import json
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
@@ -26,7 +25,9 @@ import anyio.to_thread
 import attrs
 from attrs import field
 
-__all__ = ["CONNECT_TIMEOUT", "LEAN", "PLAIN_REPLIES", "POOL", "READ_TIMEOUT", "LeanSession", "lean_loader", "no_gc"]
+from fargate_runner._gc import no_gc
+
+__all__ = ["CONNECT_TIMEOUT", "LEAN", "PLAIN_REPLIES", "POOL", "READ_TIMEOUT", "LeanSession", "lean_loader"]
 
 CONNECT_TIMEOUT: Final = 5.0
 READ_TIMEOUT: Final = 30.0
@@ -51,18 +52,6 @@ PLAIN_REPLIES: Final = frozenset(
 Replies that are read as plain JSON: large or frequent, no member of them renamed or binary, so that only the timestamps
 differ from what botocore makes of them. They stay seconds since the epoch. A test holds this to the model.
 """
-
-
-@contextmanager
-def no_gc() -> Generator[None]:
-    """Leave the garbage where it is: looking for it takes a quarter of the time of importing and making clients."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 # ---- what botocore reads -------------------------------------------------------------------------------------------
