@@ -218,12 +218,11 @@ def _closure(requirements: Iterable[str], wanted: Wanted) -> dict[str, metadata.
 
 
 def _python(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)\.(\d+)", text)
-    version: tuple[int, int] = (int(found[1]), int(found[2])) if found else (0, 0)
-    if version < _OLDEST:
-        raise click.UsageError(
-            f"--python {text!r}: no Python that this runs on; write it like 3.12, {_dotted(_OLDEST)} or later"
-        )
+    found = re.fullmatch(r"([0-9]+)\.([0-9]+)", text)
+    version = (int(found[1]), int(found[2])) if found else None
+    if version is None or version < _OLDEST:
+        oldest = _dotted(_OLDEST)
+        raise click.UsageError(f"--python {text!r}: nothing that this runs on; write it like 3.12, {oldest} or later")
     return version
 
 
