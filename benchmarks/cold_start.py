@@ -34,7 +34,7 @@ from benchmarks._report import Row
 from fargate_runner.cli._bundle import Wanted, build
 
 _GRIND: Final = ("valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null")
-_WAYS: Final = ("boto3", "aioboto3", "ours", "handler", "bundle")
+_WAYS: Final[tuple[str, ...]] = ("boto3", "aioboto3", "ours", "handler", "bundle")
 _CPU_GOAL: Final = 0.75
 _STALL_GOAL: Final = 0.25
 

@@ -8,20 +8,24 @@ import ipaddress
 import ssl
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import pytest
 from botocore import exceptions
+from botocore.auth import _host_from_url
 from botocore.credentials import RefreshableCredentials
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fargate_runner import BackendUnavailable
+from fargate_runner.backends.ecs import _lean
 from fargate_runner.backends.ecs._api import Api, ApiError, Trouble
 from fargate_runner.backends.ecs._lean import Carrier, LeanClient, LeanSession, lean_loader
 from fargate_runner.testing.aws import FakeAws
@@ -130,7 +134,7 @@ BROKEN = {
     "no size of a chunk": CHUNKED + b"x\r\nhel!",
     "a chunk of less than nothing": CHUNKED + b"-1\r\nhel!",
     "a length in other digits": b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n\r\nhello!",
-    "a chunk that is longer": CHUNKED + b"1\r\nhello\r\n0\r\n\r\n!",
+    "a chunk that is longer": CHUNKED + b"1\r\nhXX0\r\n\r\n!",
     "another protocol": b"SSH-2.0-OpenSSH_9.2\r\n\r\n!",
     "no status": b"HTTP/1.1 OK\r\n\r\n!",
     "an endless head": b"HTTP/1.1 200 OK\r\n" + b"X: " + b"x" * 2**19 + b"\r\n\r\n!",
@@ -219,6 +223,24 @@ class TestRequests:
 
         assert canned.requests[0][1].endswith(f"Content-Length: {len(sent)}\r\n\r\n".encode() + sent)
 
+    @pytest.mark.parametrize(
+        ("url", "host"),
+        [
+            ("https://ecs.example:443/", "ecs.example"),
+            ("http://ecs.example:80/", "ecs.example"),
+            ("https://ecs.example:80/", "ecs.example:80"),
+            ("http://ecs.example:8080/", "ecs.example:8080"),
+            ("http://[::1]:80/", "[::1]"),
+            ("http://[::80]/", "[::80]"),
+            ("https://me@ecs.example/", "ecs.example"),
+        ],
+    )
+    def test_name_the_host_as_it_was_signed(self, url: str, host: str) -> None:
+        message = _lean._message(request(url), urlsplit(url))
+
+        assert f"\r\nHost: {host}\r\n".encode() in message
+        assert host == _host_from_url(url)
+
     async def test_cannot_smuggle_a_header(self) -> None:
         async with server(OK) as canned, carrier() as ours:
             with pytest.raises(ValueError, match="one line"):
@@ -284,7 +306,7 @@ class TestConnections:
         assert not caught.value.in_doubt
 
 
-# ---- TLS -------------------------------------------------------------------------------------------------------------
+# ---- TLS -----------------------------------------------------------------------------------------------------------
 
 
 def certificate(directory: Path, name: x509.GeneralName) -> tuple[Path, ssl.SSLContext]:
@@ -351,7 +373,7 @@ class TestTls:
         assert session._tls().check_hostname
 
 
-# ---- clients and sessions --------------------------------------------------------------------------------------------
+# ---- clients and sessions ------------------------------------------------------------------------------------------
 
 
 class TestClients:
@@ -368,6 +390,25 @@ class TestClients:
         made = LeanSession().make("ecs", NO_CONFIG, region_name="us-east-1", endpoint_url="http://127.0.0.1:9")
 
         assert isinstance(made, LeanClient) == is_lean
+
+    async def test_through_a_proxy_read_replies_alike(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with server(LISTED) as proxy:
+            monkeypatch.setenv("http_proxy", proxy.url)
+            api = Api(region="us-east-1", endpoint_url="http://aws.example")
+            async with api.running():
+                reply = await api.call("ecs.ListTasks")
+
+        assert (reply["taskArns"], api.parser) == ([], "fast")
+        assert proxy.requests[0][1].startswith(b"POST http://aws.example/ HTTP/1.1\r\n")
+
+    def test_may_be_made_by_several_threads_at_once(self) -> None:
+        session = LeanSession()
+        services = ["ecs", "logs", "dynamodb", "sqs", "sns", "events", "ssm", "sts"]
+
+        with ThreadPoolExecutor(len(services)) as threads:
+            made = list(threads.map(lambda name: session.make(name, NO_CONFIG, region_name="us-east-1"), services))
+
+        assert [client and client.meta.service_model.service_name for client in made] == services
 
     @pytest.mark.parametrize("service", ["s3", "ec2"])
     def test_of_other_protocols_are_aioboto3s(self, service: str) -> None:

@@ -895,7 +895,8 @@ class Api:
         config = _config(self._endpoint_url, service)
         session = made.session
         if made.lean is not None:
-            lean = await anyio.to_thread.run_sync(partial(made.lean.make, service, config, **known))
+            make_lean = partial(made.lean.make, service, config, **known)
+            lean = await anyio.to_thread.run_sync(make_lean, abandon_on_cancel=True)  # it may ask a server for a role
             if lean is not None:
                 return _Client(client=lean, manager=lean, generation=self._generation)
             try:

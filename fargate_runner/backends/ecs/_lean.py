@@ -15,6 +15,7 @@ import json
 import re
 import socket
 import ssl
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final, Self
@@ -126,12 +127,10 @@ def lean_loader(data_path: str | None, *, with_endpoints: bool = False) -> Any:
 
     class PlainFiles(JSONFileLoader):  # type: ignore[misc]
         def load_file(self, file_path: str) -> Any:
-            for end, read in (
-                (".json", Path.read_bytes),
-                (".json.gz", lambda path: gzip.decompress(path.read_bytes())),
-            ):
-                if (path := Path(f"{file_path}{end}")).is_file():
-                    return json.loads(read(path))
+            if (path := Path(f"{file_path}.json")).is_file():
+                return json.loads(path.read_bytes())
+            if (path := Path(f"{file_path}.json.gz")).is_file():
+                return json.loads(gzip.decompress(path.read_bytes()))
             return super().load_file(file_path)
 
     class LeanLoader(Loader):  # type: ignore[misc]
@@ -163,8 +162,7 @@ KNOWN: Final = LEAN | {"s3", "ec2"}
 """Services that botocore need not look for."""
 
 
-# ---- what carries ----------------------------------------------------------------------------------------------------
-
+# ---- what carries --------------------------------------------------------------------------------------------------
 
 _DIGITS: Final = re.compile("[0-9]+")
 _HEX_DIGITS: Final = re.compile("[0-9A-Fa-f]+")
@@ -245,8 +243,7 @@ class Carrier:
                 inner = NotConnected(str(exc))
                 raise exceptions.EndpointConnectionError(endpoint_url=request.url, error=inner) from exc
             try:
-                with anyio.fail_after(self._read_timeout):
-                    reply, stays = await _ask(connection, message)
+                reply, stays = await _ask(connection, message, self._read_timeout)
             except BaseException as exc:
                 self._drop(connection)
                 if isinstance(exc, TimeoutError):
@@ -317,31 +314,32 @@ def _message(request: Any, parts: Any) -> bytes:
     return "\r\n".join((*lines, "\r\n")).encode() + body
 
 
-async def _ask(connection: _Connection, message: bytes) -> tuple[Reply, bool]:
-    """Return the answer, and whether the connection can be kept."""
-    reader, writer = connection.reader, connection.writer
-    writer.write(message)
-    await writer.drain()
-    status, version, headers = 100, "", dict[str, str]()
-    while status < 200:  # "100 Continue" is none yet
-        status, version, headers = _head(await reader.readuntil(b"\r\n\r\n"))
-    said = headers.get("connection", "").lower()
-    stays = said != "close" if version == "HTTP/1.1" else said == "keep-alive"
-    if status in {204, 304}:
-        return _reply(status, headers, b""), stays
-    if "chunked" in headers.get("transfer-encoding", "").lower():
-        return _reply(status, headers, await _chunks(reader)), stays
-    if (length := headers.get("content-length")) is not None:
-        if not _DIGITS.fullmatch(length):
-            raise _Broken(f"a length of {length!r}")
-        return _reply(status, headers, await reader.readexactly(int(length))), stays
-    return _reply(status, headers, await reader.read()), False
-
-
-def _reply(status: int, headers: dict[str, str], body: bytes) -> Reply:
+async def _ask(connection: _Connection, message: bytes, patience: float) -> tuple[Reply, bool]:
+    """Return the answer, and whether the connection can be kept; *patience* is for its head, and again for its body."""
     from botocore.awsrequest import HeadersDict
 
-    return Reply(status, HeadersDict(headers), body)
+    reader, writer = connection.reader, connection.writer
+    status, version, headers = 100, "", dict[str, str]()
+    with anyio.fail_after(patience):
+        writer.write(message)
+        await writer.drain()
+        while status < 200:  # "100 Continue" is none yet
+            status, version, headers = _head(await reader.readuntil(b"\r\n\r\n"))
+    with anyio.fail_after(patience):
+        body = b"" if status in {204, 304} else await _body(reader, headers)
+    said = headers.get("connection", "").lower()
+    stays = said != "close" if version == "HTTP/1.1" else said == "keep-alive"
+    return Reply(status, HeadersDict(headers), body), stays and not reader.at_eof()
+
+
+async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> bytes:
+    if "chunked" in headers.get("transfer-encoding", "").lower():
+        return await _chunks(reader)
+    if (length := headers.get("content-length")) is None:
+        return await reader.read()
+    if not _DIGITS.fullmatch(length):
+        raise _Broken(f"a length of {length!r}")
+    return await reader.readexactly(int(length))
 
 
 def _head(head: bytes) -> tuple[int, str, dict[str, str]]:
@@ -372,7 +370,7 @@ async def _chunks(reader: asyncio.StreamReader) -> bytes:
             raise _Broken("a chunk that goes on")
 
 
-# ---- clients ---------------------------------------------------------------------------------------------------------
+# ---- clients -------------------------------------------------------------------------------------------------------
 
 
 class _Prepared(Exception):
@@ -422,7 +420,7 @@ class LeanClient:
         """Return the request as it goes out, signed."""
         is_due = getattr(self._credentials, "refresh_needed", None)
         if is_due is not None and is_due():  # asks a server or a file, and waits for it
-            await anyio.to_thread.run_sync(self._credentials.get_frozen_credentials)
+            await anyio.to_thread.run_sync(self._credentials.get_frozen_credentials, abandon_on_cancel=True)
         try:
             prepare(**request)
         except _Prepared as caught:
@@ -465,6 +463,7 @@ class LeanSession:
         self._parsers = fast_parsers(ResponseParserFactory)
         self.core.register_component("data_loader", lean_loader(self.core.get_config_variable("data_path")))
         self._others: Any = None
+        self._making = threading.Lock()  # botocore's sessions are not for two threads, and doors may share this one
         self._context: ssl.SSLContext | None = None
 
     @property
@@ -479,7 +478,7 @@ class LeanSession:
 
         if service not in LEAN:
             return None
-        with no_gc():
+        with self._making, no_gc():
             client = self.core.create_client(service, config=Config(**config), **known)
             if get_environ_proxies(client.meta.endpoint_url):
                 return None
@@ -491,7 +490,7 @@ class LeanSession:
 
     def others(self, service: str) -> Any:
         """Return a session of aioboto3 that has read what a client of *service* needs. For a worker thread."""
-        with no_gc():
+        with self._making, no_gc():
             if self._others is None:
                 import aioboto3
                 from aiobotocore.parsers import AioResponseParserFactory
