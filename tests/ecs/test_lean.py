@@ -104,8 +104,8 @@ def no_tls() -> ssl.SSLContext:
 
 
 @asynccontextmanager
-async def carrier(tls: Callable[[], ssl.SSLContext] = no_tls, **timeouts: float) -> AsyncGenerator[Carrier]:
-    carrier = Carrier(tls, **timeouts)
+async def carrier(tls: Callable[[], ssl.SSLContext] = no_tls, **limits: Any) -> AsyncGenerator[Carrier]:
+    carrier = Carrier(tls, **limits)
     try:
         yield carrier
     finally:
@@ -259,6 +259,13 @@ class TestConnections:
 
         assert canned.connections == 3
 
+    async def test_are_no_more_than_said(self) -> None:
+        async with server(OK, OK, OK) as canned, carrier(most=1) as ours, anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(ours.send, request(canned.url))
+
+        assert canned.connections == 1
+
     async def test_that_were_cut_meanwhile_are_not_used(self) -> None:
         async with server(OK + b"", OK) as canned, carrier() as ours:
             await ours.send(request(canned.url))
@@ -401,14 +408,23 @@ class TestClients:
         assert (reply["taskArns"], api.parser) == ([], "fast")
         assert proxy.requests[0][1].startswith(b"POST http://aws.example/ HTTP/1.1\r\n")
 
-    def test_may_be_made_by_several_threads_at_once(self) -> None:
-        session = LeanSession()
-        services = ["ecs", "logs", "dynamodb", "sqs", "sns", "events", "ssm", "sts"]
+    def test_asked_for_by_several_threads_are_made_one_by_one(self) -> None:
+        session, services = LeanSession(), ["ecs", "logs", "dynamodb", "sqs"]
+        create, under_way, most = session.core.create_client, [], []
 
+        def create_slowly(service: str, **known: Any) -> Any:
+            under_way.append(service)
+            made = create(service, **known)  # reads files, which lets other threads go on
+            most.append(len(under_way))
+            under_way.remove(service)
+            return made
+
+        session.core.create_client = create_slowly
         with ThreadPoolExecutor(len(services)) as threads:
             made = list(threads.map(lambda name: session.make(name, NO_CONFIG, region_name="us-east-1"), services))
 
         assert [client and client.meta.service_model.service_name for client in made] == services
+        assert most == [1] * len(services)
 
     @pytest.mark.parametrize("service", ["s3", "ec2"])
     def test_of_other_protocols_are_aioboto3s(self, service: str) -> None:

@@ -203,7 +203,7 @@ class Carrier:
     Carries requests over HTTP/1.1, on connections that are kept for the next ones.
 
     It tries nothing twice. Belongs to one event loop. *tls* gives the context of connections that need one; timeouts
-    are seconds.
+    are seconds, and *most* is how many connections there are at a time.
     """
 
     def __init__(
@@ -212,13 +212,14 @@ class Carrier:
         *,
         connect_timeout: float = CONNECT_TIMEOUT,
         read_timeout: float = READ_TIMEOUT,
+        most: int = POOL,
     ) -> None:
         self._tls = tls
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._idle: dict[tuple[str, str, int], list[_Connection]] = {}
         self._all: set[_Connection] = set()
-        self._room = asyncio.Semaphore(POOL)
+        self._room = asyncio.Semaphore(most)
 
     async def send(self, request: Any) -> Reply:
         """
