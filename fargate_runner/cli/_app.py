@@ -999,7 +999,7 @@ def init(*, form: Any, out: str | None, force: bool, **fields: Any) -> int:
     type=click.Choice(("x86_64", "arm64")),
     help="Of the function; matters only if something native is in.  [default: this machine's]",
 )
-@click.option("--out", metavar="FILE", default="lambda.zip", show_default=True, help="Where to.")
+@click.option("--out", metavar="PLACE", default="lambda.zip", show_default=True, help="A file, or a directory.")
 @click.option("--force", is_flag=True, help="Write over what is there.")
 def bundle(*, out: str, force: bool, **options: Any) -> int:
     """
@@ -1013,8 +1013,10 @@ def bundle(*, out: str, force: bool, **options: Any) -> int:
     """
     from fargate_runner.cli import _bundle
 
-    wanted = _bundle.wanted_of(**options)
-    for line in _bundle.build(wanted, Path(out), force=force).lines(wanted):
+    wanted, place = _bundle.wanted_of(**options), Path(out)
+    if place.is_dir() or out.endswith(("/", os.sep)):
+        place /= "lambda.zip"
+    for line in _bundle.build(wanted, place, force=force).lines(wanted):
         click.echo(clean(f"fargate-runner: {line}"), err=True)
     return 0
 

@@ -206,11 +206,17 @@ def _closure(requirements: Iterable[str], wanted: Wanted) -> dict[str, metadata.
         except metadata.PackageNotFoundError:
             why = f"{asked_by} needs {wish.name} there, which" if asked_by else f"--package {line!r}: it"
             raise click.UsageError(f"{why} is not installed here; pip install {wish.name!r}") from None
+        if not asked_by and not wish.specifier.contains(distribution.version, prereleases=True):
+            raise click.UsageError(
+                f"--package {line!r}: installed here is {distribution.version}; install that, or ask for it"
+            )
         for extra in ("", *sorted(wish.extras)):
             if (name, extra) in seen:
                 continue
             seen.add((name, extra))
             for needed in distribution.requires or ():
+                if name == _US and _name_of(needed) == _STACK and not wanted.with_stack:
+                    continue
                 marker = Requirement(needed).marker
                 if not extra if marker is None else marker.evaluate(target | {"extra": extra}):
                     left.append((needed, wish.name))

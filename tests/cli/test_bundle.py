@@ -229,6 +229,14 @@ class TestClosure:
 
         assert {"rich", "markdown-it-py", "mdurl"} <= set(chosen)
 
+    def test_extras_of_this_library_bring_no_aioboto3(self) -> None:
+        wanted = _bundle.Wanted(packages=("fargate-runner[fast]",))
+
+        chosen = _bundle._closure(_bundle._roots(wanted), wanted)
+
+        assert "orjson" in chosen
+        assert "aioboto3" not in chosen
+
     def test_an_extra_brings_what_it_requires(self) -> None:
         wanted = _bundle.Wanted(packages=("anyio[trio]",))
 
@@ -262,6 +270,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no service": (["--service", ""], "knows no such service"),
     "a package that is not here": (["--package", "no-such-thing"], "not installed here; pip install 'no-such-thing'"),
     "a package that is no name": (["--package", "a b"], "--package 'a b': not the name of a distribution"),
+    "a package in another version": (["--package", "attrs<1"], r"--package 'attrs<1': installed here is \d+"),
     "a source that is not there": (["--source", "/no/such/place"], "--source '/no/such/place': there is no such"),
     "no version": (["--python", "three"], "write it like 3.12"),
     "a version that we do not run on": (["--python", "3.9"], "--python '3.9'"),
@@ -333,14 +342,13 @@ class TestBadInput:
         assert "cannot be put in" in err
 
     def test_a_directory_is_not_written_over(self, said: Said, tmp_path: Path) -> None:
-        out = tmp_path / "lambda.zip"
-        out.mkdir()
+        (tmp_path / "lambda.zip").mkdir()
 
-        code, err = said("--force", "--out", str(out))
+        code, err = said("--force", "--out", str(tmp_path))
 
         assert code == 2
         assert "Is a directory" in err
-        assert list(tmp_path.iterdir()) == [out]
+        assert list(tmp_path.iterdir()) == [tmp_path / "lambda.zip"]
 
     def test_a_working_copy_is_told(self, tmp_path: Path) -> None:
         about = tmp_path / "mine-1.dist-info"
@@ -363,14 +371,12 @@ class TestBadInput:
 
 class TestForElsewhere:
     def test_another_python_gets_sources_only_and_is_told_so(self, said: Said, tmp_path: Path) -> None:
-        out = tmp_path / "lambda.zip"
-
-        code, err = said("--python", "3.14", "--out", str(out))
+        code, err = said("--python", "3.14", "--out", f"{tmp_path}/out/")
 
         assert code == 0
         assert "for Python 3.14" in err
         assert "no byte code" in err
-        with zipfile.ZipFile(out) as archive:
+        with zipfile.ZipFile(tmp_path / "out" / "lambda.zip") as archive:
             assert not [name for name in archive.namelist() if name.endswith(".pyc")]
 
     @pytest.mark.sweep
