@@ -298,6 +298,13 @@ class TestConnections:
 
         assert not left
 
+    async def test_that_cannot_be_made_in_time_are_told(self) -> None:
+        async with server(OK) as canned, carrier(connect_timeout=0.0) as ours:
+            with pytest.raises(exceptions.ConnectTimeoutError):
+                await ours.send(request(canned.url))
+
+        assert canned.requests == []
+
     async def test_to_nobody_say_that_nothing_was_sent(self) -> None:
         async with server() as canned:
             url = canned.url

@@ -460,7 +460,7 @@ class LeanSession:
         from botocore.parsers import ResponseParserFactory
         from botocore.session import get_session
 
-        self.core = get_session()
+        self.core: Any = get_session()
         self._parsers = fast_parsers(ResponseParserFactory)
         self.core.register_component("data_loader", lean_loader(self.core.get_config_variable("data_path")))
         self._others: Any = None
