@@ -86,6 +86,12 @@ class Wanted:
         return tuple(sorted(LEAN.union(self.services)))
 
     @property
+    def machine(self) -> str:
+        """The processor in the word of wheels."""
+        here = platform.machine()
+        return ARCHITECTURES.get(self.architecture or here, here)
+
+    @property
     def is_for_this_python(self) -> bool:
         return self.python == sys.version_info[:2]
 
@@ -111,7 +117,7 @@ class Built:
             f"{_mb(self.plain_zipped)} and {_mb(self.plain_unpacked)} "
             f"(x {self.zipped / self.plain_zipped:.2f} and x {self.unpacked / self.plain_unpacked:.2f})"
         )
-        where = f"{wanted.architecture or platform.machine()} ({', '.join(self.native)})" if self.native else "any"
+        where = f"{wanted.architecture or wanted.machine} ({', '.join(self.native)})" if self.native else "any"
         yield f"for Python {_dotted(wanted.python)}, processor: {where}; services: {', '.join(wanted.all_services)}"
         if not wanted.is_for_this_python:
             here = _dotted(sys.version_info[:2])
@@ -181,15 +187,18 @@ def _name_of(requirement: str) -> str:
 
 def _closure(requirements: Iterable[str], wanted: Wanted) -> dict[str, metadata.Distribution]:
     """Return the installed distributions that *requirements* lead to on the target, by name."""
-    from packaging.requirements import InvalidRequirement, Requirement
-
+    try:
+        from packaging.requirements import InvalidRequirement, Requirement
+    except ImportError:
+        fix = 'pip install "fargate-runner[cli]"'
+        raise click.UsageError(f"bundle needs packaging, to read what a package requires: {fix}") from None
     target = {
         "python_version": _dotted(wanted.python),
         "python_full_version": f"{_dotted(wanted.python)}.0",
         "sys_platform": "linux",
         "platform_system": "Linux",
         "os_name": "posix",
-        "platform_machine": ARCHITECTURES.get(wanted.architecture or "", platform.machine()),
+        "platform_machine": wanted.machine,
     }
     found: dict[str, metadata.Distribution] = {}
     seen: set[tuple[str, str]] = set()
@@ -324,7 +333,7 @@ def _put_distributions(
 ) -> list[str]:
     """Put in what each distribution has installed; return the names of those that are for one kind of processor."""
     native = [name for name, distribution in chosen.items() if _is_native(distribution)]
-    elsewhere = native if not _fits_here(wanted) else []
+    elsewhere = [name for name in native if not (_fits_here(wanted) and _is_for_any_linux(chosen[name]))]
     for name, distribution in chosen.items():
         if name not in elsewhere and name != _US:
             for file, content in _contents(_files(distribution), wanted):
@@ -339,8 +348,13 @@ def _put_distributions(
 
 def _fits_here(wanted: Wanted) -> bool:
     """Whether what is installed here runs there."""
-    machine = ARCHITECTURES.get(wanted.architecture or "", platform.machine())
-    return wanted.is_for_this_python and sys.platform == "linux" and machine == platform.machine()
+    here = sys.platform, platform.libc_ver()[0], platform.machine()
+    return wanted.is_for_this_python and here == ("linux", "glibc", wanted.machine)
+
+
+def _is_for_any_linux(distribution: metadata.Distribution) -> bool:
+    """Whether it was installed from a wheel that runs on an older system; what was compiled here may not."""
+    return "manylinux" in (distribution.read_text("WHEEL") or "")
 
 
 def _is_native(distribution: metadata.Distribution) -> bool:
@@ -420,16 +434,15 @@ def _put_ourselves(stage: _Stage) -> None:
 
 def _fetch(versions: Mapping[str, str], wanted: Wanted, into: Path) -> None:
     """Have pip fetch what this machine's files cannot stand in for."""
-    machine = ARCHITECTURES.get(wanted.architecture or "", platform.machine())
     pins = [f"{name}=={version}" for name, version in sorted(versions.items())]
     runs = _PLATFORMS if wanted.python >= (3, 12) else _PLATFORMS[1:]
-    there = [word for name in runs for word in ("--platform", name.format(machine))]
+    there = [word for name in runs for word in ("--platform", name.format(wanted.machine))]
     there += ["--python-version", _dotted(wanted.python), "--implementation", "cp", "--only-binary=:all:"]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", str(into)]
     done = subprocess.run([*command, *there, *pins], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason was given")
-        target = f"Python {_dotted(wanted.python)} on {wanted.architecture or machine}"
+        target = f"Python {_dotted(wanted.python)} on {wanted.architecture or wanted.machine}"
         fix = "build it on such a machine, or leave out what needs them"
         raise click.UsageError(f"{', '.join(pins)}: pip found no wheels for {target} ({said.strip()}); {fix}")
 

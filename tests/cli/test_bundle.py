@@ -289,6 +289,14 @@ class TestBadInput:
         assert re.search(told, err.replace("\n", " "))
         assert not list(tmp_path.iterdir())
 
+    def test_a_missing_packaging_is_told(self, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "packaging.requirements", None)
+
+        code, err = said("--out", str(tmp_path / "lambda.zip"))
+
+        assert code == 2
+        assert 'pip install "fargate-runner[cli]"' in err.replace("\n", " ")
+
     def test_what_is_there_stays_there(self, said: Said, tmp_path: Path) -> None:
         out = tmp_path / "lambda.zip"
         out.write_text("mine")
@@ -404,6 +412,40 @@ class TestForElsewhere:
         assert code == 2
         assert f"orjson=={metadata.version('orjson')}: pip found no wheels for Python" in err
         assert "No matching distribution" in err
+
+    @pytest.mark.parametrize(
+        ("architecture", "here", "machine"),
+        [
+            (None, "x86_64", "x86_64"),
+            (None, "aarch64", "aarch64"),
+            (None, "arm64", "aarch64"),  # macOS
+            ("arm64", "x86_64", "aarch64"),
+            ("x86_64", "arm64", "x86_64"),
+        ],
+    )
+    def test_processors_have_the_names_of_wheels(
+        self, monkeypatch: pytest.MonkeyPatch, architecture: str | None, here: str, machine: str
+    ) -> None:
+        monkeypatch.setattr(platform, "machine", lambda: here)
+
+        assert _bundle.Wanted(architecture=architecture).machine == machine
+
+    @pytest.mark.parametrize(
+        ("libc", "system", "fits"), [("glibc", "linux", True), ("", "linux", False), ("glibc", "darwin", False)]
+    )
+    def test_what_is_installed_on_another_system_does_not_run_there(
+        self, monkeypatch: pytest.MonkeyPatch, libc: str, system: str, fits: bool
+    ) -> None:
+        monkeypatch.setattr(platform, "libc_ver", lambda: (libc, "2.36"))
+        monkeypatch.setattr(sys, "platform", system)
+
+        assert _bundle._fits_here(_bundle.Wanted()) == fits
+
+    @pytest.mark.parametrize(("tag", "fits"), [("manylinux_2_17_x86_64", True), ("linux_x86_64", False)])
+    def test_what_was_compiled_here_may_not_run_there(self, tmp_path: Path, tag: str, fits: bool) -> None:
+        (tmp_path / "WHEEL").write_text(f"Wheel-Version: 1.0\nTag: cp311-cp311-{tag}\n")
+
+        assert _bundle._is_for_any_linux(metadata.Distribution.at(tmp_path)) == fits
 
 
 OTHER = "arm64" if platform.machine() == "x86_64" else "x86_64"
