@@ -25,7 +25,7 @@ PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 THINKING = ",".join(f"fargate_runner/{floor}.py" for floor in ("_errors", "_job", "_lifecycle", "_retry"))
 FLOORS = ("tests/thinking", "tests/scenario")  # what holds the thinking floors
 # What depends on the AWS client: a job's whole way, and that its answers are read as it would read them itself.
-NEWER = tuple(f"tests/ecs/test_{what}.py" for what in ("newer_session", "parser", "parser_http", "api_session"))
+NEWER = tuple(f"tests/ecs/test_{what}.py" for what in ("newer_session", "parser", "parser_http", "api_session", "lean"))
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 # One more than there are cores: a few tests wait for real processes, and leave theirs to others.
 SPREAD = ("-n", str(CORES + 1), "--dist", "worksteal")

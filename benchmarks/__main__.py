@@ -1,8 +1,8 @@
 """
 `python -m benchmarks [PART …] [--json FILE] [--quick]`: every benchmark, beside its reference, in one table.
 
-Parts: imports, process, progress, docker, logs, ecs-api, ecs-jobs, fanout, virtual, memory, streams, storm, trouble,
-fanout-most.
+Parts: imports, cold-start, process, progress, docker, logs, ecs-api, ecs-jobs, fanout, virtual, memory, streams, storm,
+trouble, fanout-most.
 Without any, all but the last, which is ten thousand jobs at AWS's own rate. A missed goal is said, and exits with 1.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks import (
     bad_days,
+    cold_start,
     docker_jobs,
     docker_logs,
     ecs_api,
@@ -36,6 +37,7 @@ def main() -> int:
     given = parser.parse_args()
     parts: dict[str, Callable[[], list[Row]]] = {
         "imports": imports.run,
+        "cold-start": lambda: cold_start.run(rounds=3 if given.quick else 11, instructions=not given.quick),
         "process": lambda: process_jobs.run(rounds=2 if given.quick else 5),
         "progress": lambda: progress.run(**({"jobs": 2000, "rounds": 2} if given.quick else {})),
         "docker": lambda: docker_jobs.run(**({"jobs": 5, "at_once": 10, "rounds": 1} if given.quick else {})),

@@ -15,6 +15,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fargate_runner._gc import no_gc
+
 if TYPE_CHECKING:
     from fargate_runner._backend import Backend, Identity, Launch, TaskRef
     from fargate_runner._batch import Batch
@@ -180,7 +182,8 @@ def __getattr__(name: str) -> Any:
         home = _HOME[name]
     except KeyError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    value = globals()[name] = getattr(import_module(home), name)
+    with no_gc():
+        value = globals()[name] = getattr(import_module(home), name)
     return value
 
 

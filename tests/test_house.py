@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import ast
+import gc
 import inspect
 import json
 import os
 import re
 import subprocess
 import sys
+import weakref
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import fargate_runner
+from fargate_runner._gc import no_gc
 from tests.docs.snippets import blocks
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +52,52 @@ class TestImporting:
 
     def test_a_loaded_library_would_be_seen(self) -> None:
         assert loaded_by("import aiodocker") >= {"aiodocker", "aiohttp"}
+
+
+class TestGarbage:
+    """It is not looked for while modules are loaded, and afterwards as before."""
+
+    @pytest.fixture(autouse=True)
+    def as_before(self) -> Iterator[None]:
+        was_on = gc.isenabled()
+        yield
+        gc.unfreeze()
+        (gc.enable if was_on else gc.disable)()
+
+    @pytest.mark.parametrize("was_on", [True, False])
+    def test_is_looked_for_as_before(self, was_on: bool) -> None:
+        (gc.enable if was_on else gc.disable)()
+
+        with suppress(ZeroDivisionError), no_gc():
+            during = gc.isenabled()
+            raise ZeroDivisionError
+
+        assert (during, gc.isenabled()) == (False, was_on)
+
+    def test_is_found_later(self) -> None:
+        class Thing:
+            me: object
+
+        with no_gc():
+            thing = Thing()
+            thing.me = thing
+            seen = weakref.ref(thing)
+            del thing
+        before = seen()
+        del before
+        gc.collect()
+
+        assert gc.get_freeze_count() == 0
+        assert seen() is None
+
+    def test_what_somebody_froze_stays_frozen(self) -> None:
+        gc.freeze()
+        frozen = gc.get_freeze_count()
+
+        with no_gc():
+            pass
+
+        assert 0 < gc.get_freeze_count() <= frozen
 
 
 class TestPublicNames:

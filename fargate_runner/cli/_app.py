@@ -1,4 +1,4 @@
-"""The commands: `run`, `map`, `attach`, `stop`, `reap`, `policy`, `init` and `doctor`."""
+"""The commands: `run`, `map`, `attach`, `stop`, `reap`, `policy`, `init`, `doctor` and `bundle`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 import anyio
@@ -1059,6 +1060,41 @@ def doctor(
     size = {"vcpu": vcpu, "memory_gib": memory_gib, "architecture": architecture}
     found = _infrastructure.examine(backends, size=size, **options)
     return _infrastructure.show(found, as_json=as_json, colours=not no_color)
+
+
+@app.command(
+    epilog="Exits with 0, or with 2 if something is missing, cannot be right or is there already.",
+    short_help="Build a zip for AWS Lambda.",
+)
+@click.option("--source", "sources", multiple=True, metavar="PLACE", help="A directory or file of yours to put in.")
+@click.option("--package", "packages", multiple=True, metavar="NAME", help="Another installed one, with what it needs.")
+@click.option("--service", "services", multiple=True, metavar="NAME", help="Another of AWS's, such as s3.")
+@click.option("--python", metavar="VERSION", help="Of the function.  [default: this one's]")
+@click.option(
+    "--architecture",
+    type=click.Choice(("x86_64", "arm64")),
+    help="Of the function; matters only if something native is in.  [default: this machine's]",
+)
+@click.option("--out", metavar="PLACE", default="lambda.zip", show_default=True, help="A file, or a directory.")
+@click.option("--force", is_flag=True, help="Write over what is there.")
+def bundle(*, out: str, force: bool, **options: Any) -> int:
+    """
+    Build a zip for AWS Lambda from what is installed here: this library, what it needs of its dependencies, and code
+    of yours. It is a small part of a plain install, starts faster, and the same installation gives the same bytes.
+
+    aioboto3 is left out unless --service s3 or ec2 asks for it: S3 is for spill_to=, EC2 for a network that is found.
+
+    \b
+        fargate-runner bundle --source src/ --out lambda.zip
+    """
+    from fargate_runner.cli import _bundle
+
+    wanted, place = _bundle.wanted_of(**options), Path(out)
+    if place.is_dir() or out.endswith(("/", os.sep)):
+        place /= "lambda.zip"
+    for line in _bundle.build(wanted, place, force=force).lines(wanted):
+        click.echo(clean(f"fargate-runner: {line}"), err=True)
+    return 0
 
 
 def main(args: Sequence[str] | None = None, *, backends: Mapping[str, Callable[[], Backend]] = BACKENDS) -> int:

@@ -12,7 +12,7 @@ import pytest
 from botocore.exceptions import UnknownServiceError
 
 from fargate_runner import BackendUnavailable
-from fargate_runner.backends.ecs import _api
+from fargate_runner.backends.ecs import _api, _lean
 from fargate_runner.backends.ecs._api import Api
 from fargate_runner.testing.aws import FakeAws
 
@@ -21,7 +21,6 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("ecs.DescribeTasks", {"tasks": ["1"]}),
     ("ecs.RunTask", {"taskDefinition": "fr-a:1", "clientToken": "t"}),
     ("logs.GetLogEvents", {"logGroupName": "/fr", "logStreamName": "a"}),
-    ("logs.StartLiveTail", {"logGroupIdentifiers": ["arn:aws:logs:us-east-1:111122223333:log-group:/fr"]}),
     ("sts.GetCallerIdentity", {}),
     ("ssm.PutParameter", {"Name": "/a", "Value": "b", "Type": "String"}),
     ("s3.PutObject", {"Bucket": "payloads", "Key": "a/b.env", "Body": b"A=1"}),
@@ -70,7 +69,9 @@ async def sent(*, region: str, fast: bool) -> dict[str, tuple[str, str, str, byt
         for operation, request in CALLS:
             service, method = _api._method_of(operation)
             async with api._lend(service) as lent:
-                lent.client.meta.events.register("before-send", catch)
+                events = lent.client.meta.events
+                events.unregister("before-send", _lean._catch)
+                events.register("before-send", catch)
                 with pytest.raises(Sent) as caught:
                     await getattr(lent.client, method)(**request)
             out = caught.value.request
@@ -92,7 +93,7 @@ class TestTheLeanSession:
         assert all(f"/{region}/" in signed for _, _, signed, _ in ours.values())
 
     def test_still_knows_every_other_service(self) -> None:
-        loader = _api._lean_loader(None)
+        loader = _lean.lean_loader(None)
 
         assert loader.load_service_model("events", "service-2")["metadata"]["serviceId"] == "EventBridge"
         with pytest.raises(UnknownServiceError):
@@ -104,10 +105,10 @@ class TestTheLeanSession:
             botocore.session.get_session().get_component("data_loader").list_available_services("endpoint-rule-set-1")
         )
 
-        assert set(_api._PRELOADED) <= set(known) & set(rules)
+        assert set(_lean.KNOWN) <= set(known) & set(rules)
 
     def test_knows_the_models_that_a_user_put_beside(self, tmp_path: Path) -> None:
-        loader = _api._lean_loader(str(tmp_path))
+        loader = _lean.lean_loader(str(tmp_path))
 
         assert str(tmp_path) in loader.search_paths
 

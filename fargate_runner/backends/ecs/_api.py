@@ -14,18 +14,17 @@ from __future__ import annotations
 import asyncio
 import enum
 import functools
-import gc
-import inspect
-import json
 import os
 import random
 import re
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeGuard, final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 from urllib.parse import urlsplit
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import anyio
 import anyio.to_thread
@@ -34,7 +33,8 @@ from attrs import field
 
 from fargate_runner._backend import TOO_LATE
 from fargate_runner._errors import BackendError, BackendUnavailable, InvalidJob, RunnerClosed
-from fargate_runner.backends.ecs import _wire
+from fargate_runner._gc import no_gc
+from fargate_runner.backends.ecs._lean import CONNECT_TIMEOUT, POOL, READ_TIMEOUT, LeanSession
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -499,24 +499,10 @@ class _Clock:
 
 # ---- sessions and clients ------------------------------------------------------------------------------------------
 
-_CONNECT_TIMEOUT: Final = 5.0
-_READ_TIMEOUT: Final = 30.0
 _LONGEST_TRY: Final = 60.0
 """Seconds for one try in all: a reply that trickles in is none."""
 _CLOSING: Final = 5.0
 """Seconds that closing a client may take."""
-_POOL: Final = 100
-
-# Replies that are read as plain JSON: large or frequent, no member of them renamed or binary, so that only the
-# timestamps differ from what botocore makes of them. They stay seconds since the epoch. A test holds this to the model.
-PLAIN_REPLIES: Final = frozenset(
-    {
-        *("RunTaskResponse", "StopTaskResponse", "DescribeTasksResponse", "ListTasksResponse"),
-        *("DescribeTaskDefinitionResponse", "RegisterTaskDefinitionResponse"),
-        *("GetLogEventsResponse", "FilterLogEventsResponse"),
-    }
-)
-_PRELOADED: Final = ("ecs", "logs", "sts", "ssm", "s3", "ec2", "sqs", "events", "dynamodb")
 
 
 @attrs.frozen(kw_only=True)
@@ -524,197 +510,48 @@ class _Session:
     """A session, and how it was made."""
 
     session: Any
-    ours: bool
     parser: str = "stock"
-    preload: Callable[[str], None] | None = None
-    """Reads a service's model, so that making its client does not stall the event loop. For a worker thread."""
+    lean: LeanSession | None = None
+    """What makes the clients that need no aiohttp; ``session`` is then not asked."""
 
 
 def _make_session(fast: bool) -> _Session:
-    """
-    Make a session of aioboto3. For a worker thread: importing it takes a third of a second.
-
-    With *fast*, two components of botocore's session are replaced by ours, which is what components are for. They are
-    not promised to be there for ever, so whatever does not fit leaves them as they are.
-    """
-    with _no_gc():
-        import aioboto3
-        from aiobotocore.session import get_session
-
+    """Make a session, of aioboto3 or as light as one. For a worker thread: importing takes a third of a second."""
+    with no_gc():
         if fast:
-            core = get_session()
             try:
-                core.register_component("response_parser_factory", _fast_parsers())
-                loader = _lean_loader(core.get_config_variable("data_path"))
-                core.register_component("data_loader", loader)
-                session = aioboto3.Session(botocore_session=core)
+                lean = LeanSession()
             except (ImportError, AttributeError, TypeError, LookupError):
                 pass  # a botocore of another shape
             else:
-                return _Session(session=session, ours=True, parser="fast", preload=functools.partial(_preload, loader))
-        return _Session(session=aioboto3.Session(), ours=True)
-
-
-def _fast_parsers() -> Any:
-    """
-    Return a factory of parsers that leaves the replies of `PLAIN_REPLIES` as JSON has them.
-
-    Four fifths of a DescribeTasks call are botocore's walk over the shapes of fields that nobody reads. Errors, streams
-    of events, other replies and the metadata are botocore's as ever.
-    """
-    from aiobotocore.parsers import AioResponseParserFactory
-    from botocore.parsers import ResponseParserError
-
-    stock: Any = type(AioResponseParserFactory().create_parser("json"))
-    if inspect.iscoroutinefunction(stock._handle_json_body):
-        raise TypeError("this botocore reads JSON in another way")
-    loads, sketched = _json_loads()
-
-    class JsonParser(stock):  # type: ignore[misc]
-        def _handle_json_body(self, raw_body: bytes, shape: Any) -> Any:
-            name = getattr(shape, "name", None)
-            if name not in PLAIN_REPLIES:
-                return super()._handle_json_body(raw_body, shape)
-            if name == "DescribeTasksResponse" and (page := sketched(raw_body)) is not None:
-                return page
-            try:
-                reply = loads(raw_body)
-            except ValueError as exc:
-                raise ResponseParserError(f"not JSON: {raw_body[:100]!r}") from exc
-            if not isinstance(reply, dict):
-                raise ResponseParserError(f"not a JSON object: {raw_body[:100]!r}")
-            return reply
-
-    class Factory(AioResponseParserFactory):  # type: ignore[misc]
-        def create_parser(self, protocol_name: str, *args: Any, **kwargs: Any) -> Any:
-            if protocol_name == "json" and not args and not kwargs:
-                return JsonParser(**self._defaults)
-            return super().create_parser(protocol_name, *args, **kwargs)
-
-    return Factory()
-
-
-def _json_loads() -> tuple[Callable[[bytes], Any], Callable[[bytes], dict[str, Any] | None]]:
-    """
-    Return what reads JSON, and what reads a page of tasks no further than has to be; that one may find it odd: None.
-
-    Where msgspec is installed the first takes half the time, and the second a tenth; else json reads everything. All
-    read alike.
-    """
-    try:
-        import msgspec
-    except ImportError:
-        return json.loads, lambda body: None
-
-    def loads(body: bytes) -> Any:
+                return _Session(session=lean, parser="fast", lean=lean)
         try:
-            return msgspec.json.decode(body)
-        except ValueError:
-            return json.loads(body)  # half of a surrogate pair, say, which json lets pass
+            import aioboto3
+        except ImportError as exc:  # a bundle has none
+            fix = "install it, or a botocore that this version knows"
+            raise BackendUnavailable(f"this botocore needs aioboto3, which cannot be imported ({exc}); {fix}") from exc
 
-    # A look tells of a hundred tasks, most of which have not changed: nothing is made of these, so that nothing has to
-    # be collected either, which costs a process with thousands of jobs more than the reading.
-    glance_type = msgspec.defstruct("Glance", [(name, Any, _ABSENT) for name in _wire.TOLD_AT_A_GLANCE], gc=False)
-    glance = msgspec.json.Decoder(glance_type)
-    page_type = msgspec.defstruct("Page", [("tasks", list[msgspec.Raw]), ("failures", Any, _ABSENT)])
-    page = msgspec.json.Decoder(page_type)
-
-    def sketched(body: bytes) -> dict[str, Any] | None:
-        try:
-            found: Any = page.decode(body)
-            reply: dict[str, Any] = {"tasks": [Sketch(glance.decode(raw), raw, loads) for raw in found.tasks]}
-        except ValueError:
-            return None
-        if found.failures is not _ABSENT:
-            reply["failures"] = found.failures
-        return reply
-
-    return loads, sketched
+        return _Session(session=aioboto3.Session())
 
 
-_ABSENT: Final = object()
+class _Shared:
+    """The session that all doors on one event loop share which were not handed one, while any of them is open."""
+
+    def __init__(self) -> None:
+        self.made: dict[bool, _Session] = {}
+        self.making = anyio.Lock()
 
 
-@final
-class Sketch(Mapping[str, Any]):
-    """A part of a reply of which a few members are read; all of it is read when somebody asks for another."""
-
-    __slots__ = ("_glance", "_loads", "_raw", "_whole")
-
-    def __init__(self, glance: object, raw: Any, loads: Callable[[Any], dict[str, Any]]) -> None:
-        self._glance = glance
-        self._raw = raw
-        self._loads = loads
-        self._whole: dict[str, Any] | None = None
-
-    def _all(self) -> dict[str, Any]:
-        if self._whole is None:
-            # A copy: it would keep the whole page alive.
-            self._whole, self._raw = self._loads(bytes(self._raw)), None
-        return self._whole
-
-    def get(self, key: str, default: Any = None) -> Any:
-        found = getattr(self._glance, key, self)
-        if found is self:
-            return self._all().get(key, default)
-        return default if found is _ABSENT else found
-
-    def __getitem__(self, key: str) -> Any:
-        return self._all()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._all())
-
-    def __len__(self) -> int:
-        return len(self._all())
+_SHARED: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, ReferenceType[_Shared]]] = WeakKeyDictionary()
 
 
-def _lean_loader(data_path: str | None) -> Any:
-    """
-    Return a loader of botocore's data that does not look through what we never need.
-
-    The first client of a session looks into four hundred folders for the names of all services.
-    """
-    from botocore.loaders import Loader, create_loader
-
-    stock = create_loader(data_path)
-
-    class LeanLoader(Loader):  # type: ignore[misc]
-        _wanted = ""
-
-        def load_service_model(self, service_name: str, *args: Any, **kwargs: Any) -> Any:
-            self._wanted = service_name
-            try:
-                return super().load_service_model(service_name, *args, **kwargs)
-            finally:
-                self._wanted = ""
-
-        def list_available_services(self, type_name: str) -> Any:
-            return [self._wanted] if self._wanted in _PRELOADED else super().list_available_services(type_name)
-
-    loader = LeanLoader()
-    loader.search_paths[:] = stock.search_paths
-    return loader
-
-
-def _preload(loader: Any, service: str) -> None:
-    with _no_gc():
-        for kind in ("service-2", "endpoint-rule-set-1"):
-            loader.load_service_model(service, kind, api_version=None)
-        for name in ("endpoints", "partitions", "_retry"):  # a megabyte, which clients would read on the event loop
-            loader.load_data(name)
-
-
-@contextmanager
-def _no_gc() -> Generator[None]:
-    """Leave the garbage where it is: looking for it takes a quarter of the time of importing and making clients."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+def _shared_on(loop: asyncio.AbstractEventLoop) -> _Shared:
+    known = _SHARED.get(loop)
+    shared = known() if known is not None else None
+    if shared is None:
+        shared = _Shared()
+        _SHARED[loop] = ref(shared)
+    return shared
 
 
 @attrs.define(eq=False)
@@ -728,20 +565,18 @@ class _Client:
     retired: bool = False
 
 
-def _config(endpoint_url: str | None, service: str) -> Any:
-    from aiobotocore.config import AioConfig
-
+def _config(endpoint_url: str | None, service: str) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "connect_timeout": _CONNECT_TIMEOUT,
-        "read_timeout": _READ_TIMEOUT,
-        "max_pool_connections": _POOL,
+        "connect_timeout": CONNECT_TIMEOUT,
+        "read_timeout": READ_TIMEOUT,
+        "max_pool_connections": POOL,
         "retries": {"total_max_attempts": 1, "mode": "standard"},
         "user_agent_extra": "lib/fargate-runner",
     }
     if _is_not_aws(endpoint_url or _endpoint_from(os.environ, service)):
         # Names below the endpoint's own ("stream-logs.", a bucket's) lead nowhere there.
         options |= {"inject_host_prefix": False, "s3": {"addressing_style": "path"}}
-    return AioConfig(**options)
+    return options
 
 
 def _endpoint_from(environ: Mapping[str, str], service: str) -> str | None:
@@ -783,8 +618,9 @@ class Api:
     The door to AWS, for one account and region. Open inside ``async with api.running()``, on one event loop.
 
     *session* is anything with ``client(name, **kw)`` or ``create_client(name, **kw)`` that returns an asynchronous
-    context manager of a client: aioboto3's, aiobotocore's, a fake's. None: a new ``aioboto3.Session()``, made in a
-    worker thread when it is first needed. *fast* allows that one to read large replies as plain JSON.
+    context manager of a client: aioboto3's, aiobotocore's, a fake's. None: one of our own, made in a worker
+    thread when it is first needed, and shared with every open door of this event loop. *fast* allows that one to do
+    without aiohttp and to read large replies as plain JSON; without it, it is a new ``aioboto3.Session()``.
     """
 
     def __init__(
@@ -852,6 +688,7 @@ class Api:
 
     async def _begin_anew(self) -> None:
         self._session: _Session | None = None
+        self._shared = _shared_on(_running_loop())
         self._clients = {}
         self._opening = anyio.Lock()
         self._reserved: Counter[str] = Counter()
@@ -866,6 +703,8 @@ class Api:
         self._launches = tuple(_make_bucket(name, self._budget, self.region) for name in _LAUNCHES)
 
     async def _close_all(self) -> None:
+        self._session = None
+        self._shared = _Shared()
         clients, self._clients = list(self._clients.values()), {}
         for client in clients:
             await self._close(client)
@@ -1041,6 +880,8 @@ class Api:
         self._renewed_at = now
         self.stats.renewals += 1
         retired, self._clients = list(self._clients.values()), {}
+        if self._session is not None and self._shared.made.get(self._fast) is self._session:
+            del self._shared.made[self._fast]
         self._session = None  # one of ours is made again: it reads the environment and the files of AWS anew
         for client in retired:
             client.retired = True
@@ -1049,13 +890,26 @@ class Api:
 
     async def _open(self, service: str) -> _Client:
         made = await self._open_session()
-        if made.preload is not None:
-            await anyio.to_thread.run_sync(made.preload, service)
-        known: dict[str, Any] = {"region_name": self.region, "config": _config(self._endpoint_url, service)}
+        known: dict[str, Any] = {"region_name": self.region}
         if self._endpoint_url is not None:
             known["endpoint_url"] = self._endpoint_url
-        make = getattr(made.session, "client", None) or made.session.create_client
-        with _no_gc():
+        config = _config(self._endpoint_url, service)
+        session = made.session
+        if made.lean is not None:
+            make_lean = partial(made.lean.make, service, config, **known)
+            lean = await anyio.to_thread.run_sync(make_lean, abandon_on_cancel=True)  # it may ask a server for a role
+            if lean is not None:
+                return _Client(client=lean, manager=lean, generation=self._generation)
+            try:
+                session = await anyio.to_thread.run_sync(made.lean.others, service)
+            except ImportError as exc:
+                fix = f"install it, or build the bundle with --service {service}"
+                raise BackendUnavailable(f"{service} needs aioboto3, which cannot be imported ({exc}); {fix}") from exc
+        make = getattr(session, "client", None) or session.create_client
+        with no_gc():
+            from aiobotocore.config import AioConfig
+
+            known["config"] = AioConfig(**config)
             manager = make(service, **known)
             if not hasattr(manager, "__aenter__"):
                 raise _wrong_session(self._given)
@@ -1065,11 +919,19 @@ class Api:
     async def _open_session(self) -> _Session:
         if self._session is None:
             if self._given is not None:
-                self._session = _Session(session=self._given, ours=False)
+                self._session = _Session(session=self._given)
             else:
-                self._session = await anyio.to_thread.run_sync(_make_session, self._fast)
+                self._session = await self._shared_session()
             self.parser = self._session.parser
         return self._session
+
+    async def _shared_session(self) -> _Session:
+        shared = self._shared
+        async with shared.making:
+            made = shared.made.get(self._fast)
+            if made is None:
+                made = shared.made[self._fast] = await anyio.to_thread.run_sync(_make_session, self._fast)
+        return made
 
     async def _close(self, client: _Client) -> None:
         with anyio.CancelScope(shield=True), anyio.move_on_after(_CLOSING):
@@ -1364,7 +1226,7 @@ def _broke_a_parser(exc: Exception) -> bool:
 def _is_unsent(exc: Exception) -> bool:
     """Whether a connection could not even be made. aiobotocore has one name for that and for one that was reset."""
     inner = getattr(exc, "kwargs", {}).get("error")
-    return any(cls.__name__ in {"ClientConnectorError", "gaierror"} for cls in type(inner).__mro__)
+    return any(cls.__name__ in {"ClientConnectorError", "gaierror", "NotConnected"} for cls in type(inner).__mro__)
 
 
 def _from_response(response: Mapping[str, Any], operation: str) -> ApiError:

@@ -117,7 +117,7 @@ class EcsBackend(Backend):
     - ``tags``: put on every task, below the job's own
     - ``events``: name or URL of an SQS queue that EventBridge feeds, which tells of ends sooner than polling and for
       fewer calls; this backend's alone. `make_events` makes it
-    - ``session``: any aioboto3 or aiobotocore session; by default a new ``aioboto3.Session()``
+    - ``session``: any aioboto3 or aiobotocore session; by default one of its own
     - ``budget``: how much of AWS's API quotas to use, where they were raised or are shared
     - ``cadence``, ``log_cadence``: how often tasks and lines are asked for; mostly for tests
 
