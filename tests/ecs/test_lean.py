@@ -397,6 +397,20 @@ class TestTls:
         assert not caught.value.in_doubt
         assert canned.requests == []
 
+    @pytest.mark.parametrize("content", [None, "no certificate"])
+    async def test_a_bundle_that_cannot_be_read_is_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+    ) -> None:
+        bundle = tmp_path / "bundle.pem"
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
+        if content is not None:
+            bundle.write_text(content)
+        api = Api(region="us-east-1")
+
+        async with api.running():
+            with pytest.raises(BackendUnavailable, match=r"bundle\.pem.*correct AWS_CA_BUNDLE"):
+                await api.call("ecs.ListTasks")
+
     async def test_reads_certificates_once(self) -> None:
         session = LeanSession()
 
