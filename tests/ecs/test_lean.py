@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import ipaddress
+import socket
 import ssl
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,8 +59,12 @@ class Canned:
         self.cut = asyncio.Event()
         """A client has cut a connection in the middle of a request."""
         self.url = ""
+        self.serving: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.serving[task] = writer
         self.connections += 1
         number = self.connections
         try:
@@ -82,6 +87,15 @@ class Canned:
         finally:
             writer.close()
 
+    async def close(self) -> None:
+        for writer in self.serving.values():
+            writer.transport.abort()
+        if self.serving:
+            await asyncio.wait(self.serving)
+        for writer in self.serving.values():
+            with suppress(OSError):
+                await writer.wait_closed()
+
 
 @asynccontextmanager
 async def server(*answers: bytes, tls: ssl.SSLContext | None = None) -> AsyncGenerator[Canned]:
@@ -93,6 +107,7 @@ async def server(*answers: bytes, tls: ssl.SSLContext | None = None) -> AsyncGen
         yield canned
     finally:
         listening.close()
+        await canned.close()
 
 
 def request(url: str, body: Any = b"{}", **headers: Any) -> Any:
@@ -299,11 +314,14 @@ class TestConnections:
         assert not left
 
     async def test_that_cannot_be_made_in_time_are_told(self) -> None:
-        async with server(OK) as canned, carrier(connect_timeout=0.0) as ours:
-            with pytest.raises(exceptions.ConnectTimeoutError):
-                await ours.send(request(canned.url))
+        with socket.create_server(("127.0.0.1", 0)) as deaf:
+            url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+            async with carrier(connect_timeout=0.0) as ours:
+                with pytest.raises(exceptions.ConnectTimeoutError):
+                    await ours.send(request(url))
+                left = ours._all
 
-        assert canned.requests == []
+        assert not left
 
     async def test_to_nobody_say_that_nothing_was_sent(self) -> None:
         async with server() as canned:
@@ -378,6 +396,20 @@ class TestTls:
 
         assert not caught.value.in_doubt
         assert canned.requests == []
+
+    @pytest.mark.parametrize("content", [None, "no certificate"])
+    async def test_a_bundle_that_cannot_be_read_is_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+    ) -> None:
+        bundle = tmp_path / "bundle.pem"
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
+        if content is not None:
+            bundle.write_text(content)
+        api = Api(region="us-east-1")
+
+        async with api.running():
+            with pytest.raises(BackendUnavailable, match=r"bundle\.pem.*correct AWS_CA_BUNDLE"):
+                await api.call("ecs.ListTasks")
 
     async def test_reads_certificates_once(self) -> None:
         session = LeanSession()

@@ -13,7 +13,6 @@ import asyncio
 import inspect
 import json
 import re
-import socket
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -26,6 +25,7 @@ import anyio.to_thread
 import attrs
 from attrs import field
 
+from fargate_runner._errors import BackendUnavailable
 from fargate_runner._gc import no_gc
 from fargate_runner.backends.ecs import _wire
 
@@ -36,7 +36,7 @@ READ_TIMEOUT: Final = 30.0
 POOL: Final = 100
 """Connections of one client."""
 _KEPT: Final = 12.0
-"""Seconds that an unused connection is good for, as aiobotocore has it: AWS cuts them after 20 or so."""
+"""Seconds that an unused connection is good for; aiobotocore has the same (DEFAULT_KEEPALIVE_TIMEOUT)."""
 _AT_ONCE: Final = 2**18
 """Bytes that are read before they are asked for: a look at a hundred tasks."""
 
@@ -346,9 +346,6 @@ class Carrier:
         context = self._tls() if scheme == "https" else None
         with anyio.fail_after(self._connect_timeout):
             reader, writer = await asyncio.open_connection(host, port, ssl=context, limit=_AT_ONCE)
-        made = writer.get_extra_info("socket")
-        if made is not None:  # a NAT gateway forgets what is silent for six minutes, and a long poll is silent
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connection = _Connection(reader, writer)
         self._all.add(connection)
         return connection
@@ -578,5 +575,10 @@ class LeanSession:
             from botocore.httpsession import get_cert_path
 
             bundle = self.core.get_config_variable("ca_bundle")
-            self._context = ssl.create_default_context(cafile=get_cert_path(True if bundle is None else bundle))
+            path = get_cert_path(True if bundle is None else bundle)
+            try:
+                self._context = ssl.create_default_context(cafile=path)
+            except OSError as exc:
+                fix = "correct AWS_CA_BUNDLE, or ca_bundle in the profile"
+                raise BackendUnavailable(f"no certificates can be read from {path!r} ({exc}); {fix}") from exc
         return self._context
