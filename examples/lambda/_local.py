@@ -52,6 +52,9 @@ class Platform(Protocol):
     async def executions(self) -> list[dict[str, Any]]:
         """Return status, input, and error of each execution."""
 
+    def answers(self) -> int | None:
+        """Return how many answers came for states that wait, heard or not; None if that cannot be told."""
+
     def said(self) -> str:
         """Tell what ran."""
 
@@ -63,6 +66,10 @@ class FunctionError(Exception):
         super().__init__(f"{kind}: {message}")
         self.kind = kind
         self.message = message
+
+
+class Unavailable(Exception):
+    """What is to be played on is not there."""
 
 
 class Functions:
@@ -96,7 +103,7 @@ class Functions:
     async def _start(self, function: str) -> "_Environment":
         self.starts[function] += 1
         command = [sys.executable, str(HERE / "_environment.py"), function]
-        process = await anyio.open_process(command, env=self._variables, stderr=None)
+        process = await anyio.open_process(command, env=self._variables, stderr=None, start_new_session=True)
         self._processes.push_async_callback(_end, process)
         return _Environment(process)
 
@@ -109,8 +116,11 @@ class _Environment:
         self._said = BufferedByteReceiveStream(process.stdout)
 
     async def call(self, event: Any) -> dict[str, Any]:
-        await self._asked.send(json.dumps(event).encode() + b"\n")
-        answer: dict[str, Any] = json.loads(await self._said.receive_until(b"\n", 6_000_000))
+        try:
+            await self._asked.send(json.dumps(event).encode() + b"\n")
+            answer: dict[str, Any] = json.loads(await self._said.receive_until(b"\n", 6_000_000))
+        except (anyio.BrokenResourceError, anyio.EndOfStream, anyio.IncompleteRead) as exc:
+            raise FunctionError("Runtime.ExitError", "the process ended; its last words are above") from exc
         return answer
 
 
@@ -336,10 +346,13 @@ class Local:
     async def executions(self) -> list[dict[str, Any]]:
         return [*self._machine.executions.values()]
 
+    def answers(self) -> int | None:
+        return self._machine.answers
+
     def said(self) -> str:
         calls, starts = self._functions.calls, self._functions.starts
-        each = ", ".join(f"{name} {calls[name]} calls in {starts[name]} processes" for name in sorted(calls))
-        return f"{each}; {self._machine.answers} answers for the state machine"
+        each = ", ".join(f"{calls[name]} calls of {name} in {starts[name]} processes" for name in sorted(calls))
+        return f"{each}; {self._machine.answers} answers"
 
 
 def _created(bucket: str, name: str, number: int) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """
 The two functions that begin the work on an upload, neither of which waits for it.
 
-`on_upload` is called for each object that came into the bucket, and starts the state machine of convert.asl.json for it.
-That has `submit` start the job, and waits for its end, for hours if need be: nothing runs meanwhile but the job.
+`on_upload` is called for each object that came into the bucket, and starts the state machine of convert.asl.json. That
+has `submit` start the job, and waits for its end, for hours if need be: nothing runs meanwhile but the job.
 """
 
 import hashlib
 import json
 import os
+from contextlib import suppress
 from typing import Any
 
 import aioboto3
@@ -26,12 +27,10 @@ async def on_upload(event: Any, context: Any) -> Any:
             assert trigger.object is not None
             upload = {"key": trigger.key, "bucket": trigger.object.bucket, "object": trigger.object.key}
             name = hashlib.sha256(trigger.key.encode()).hexdigest()  # at most 80 characters, and no slash
-            try:
+            with suppress(states.exceptions.ExecutionAlreadyExists):  # it is over, and S3 tells once more
                 await states.start_execution(
                     stateMachineArn=os.environ["STATE_MACHINE"], name=name, input=json.dumps(upload)
                 )
-            except states.exceptions.ExecutionAlreadyExists:
-                return f"{name} is over"
             return name
 
         return await for_each(event, start)
@@ -39,7 +38,7 @@ async def on_upload(event: Any, context: Any) -> Any:
 
 @lambda_handler(runner=make_runner)
 async def submit(event: Any, context: Any, runner: Runner) -> Any:
-    """Start the job of a state that waits, and leave the state's token with it. `supervise` answers when it has ended."""
+    """Start the job of a state that waits, and leave the state's token with it: `supervise` answers at its end."""
 
     async def start(trigger: Trigger) -> str:
         assert trigger.task_token is not None

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e import ministack
+from tests.e2e.ministack import MiniStackUnavailable
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -81,3 +84,55 @@ class TestTheCensus:
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
         assert "the census could not be taken" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def played() -> subprocess.CompletedProcess[str]:
+    return run("examples/lambda/play.py")
+
+
+@pytest.mark.sweep
+class TestUploads:
+    """`examples/lambda`: handlers in processes of their own, over a fake AWS; and on an emulator that runs Lambda."""
+
+    def test_go_as_they_are_meant_to(self, played: subprocess.CompletedProcess[str]) -> None:
+        assert (played.returncode, played.stderr) == (0, "")
+        assert "one execution, one job, one answer and one message for each upload" in played.stdout
+
+    def test_are_told_three_times_each_and_begin_once(self, played: subprocess.CompletedProcess[str]) -> None:
+        assert "15 calls of submit.on_upload" in played.stdout
+        assert re.search(r"^  in/red flower 100%\.csv +1 +1 +1 +1  SUCCEEDED$", played.stdout, re.MULTILINE)
+
+    def test_that_fail_first_are_tried_again(self, played: subprocess.CompletedProcess[str]) -> None:
+        assert re.search(r"^  in/flaky\.csv +1 +2 +2 +1  SUCCEEDED$", played.stdout, re.MULTILINE)
+
+    def test_that_fail_for_good_fail_their_execution(self, played: subprocess.CompletedProcess[str]) -> None:
+        assert re.search(r"^  in/broken\.csv +1 +2 +2 +1  FAILED FargateRunner\.Failed$", played.stdout, re.MULTILINE)
+
+    def test_have_their_ends_delivered_three_times_and_answered_once(
+        self, played: subprocess.CompletedProcess[str]
+    ) -> None:
+        told = re.search(r"(\d+) deliveries of 7 ends; .*; 5 answers$", played.stdout, re.MULTILINE)
+
+        assert told is not None
+        assert int(told[1]) >= 21
+
+    def test_want_an_emulator_that_can_be_run(self) -> None:
+        asked = run("examples/lambda/play.py", "--ministack", "no/such/ministack")
+
+        assert asked.returncode == 1
+        assert "no/such/ministack cannot be run: No such file" in asked.stderr
+        assert "Traceback" not in asked.stderr
+
+    @pytest.mark.docker  # not for containers: where images can be had, so can MiniStack
+    @pytest.mark.timeout(300)
+    def test_go_the_same_way_on_an_emulator_that_runs_functions(self) -> None:
+        try:
+            program = ministack.environment().with_name("ministack")
+        except MiniStackUnavailable as exc:
+            pytest.skip(str(exc))
+
+        done = run("examples/lambda/play.py", "--ministack", str(program))
+
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "functions and state machine ran on MiniStack" in done.stdout
