@@ -35,6 +35,7 @@ _OPTIONS: Final[Mapping[str, str]] = {
     "log_group.retention_days": "--retention-days",
     "name": "--name",
     "namespace": "--namespace",
+    "notify": "--notify",
     "read_log_groups": "--read-log-group",
     "region": "--region",
     "roles": "--role",

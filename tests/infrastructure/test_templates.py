@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,8 @@ WHOLE = Stack(
     tags=True,
     spill_to="s3://variables/jobs",
     secret_prefix="/jobs/secrets",
+    notify="arn:aws:sqs:us-east-1:123456789012:reports-done",
+    task_tokens=True,
 )
 STACKS = {"plain": PLAIN, "whole": WHOLE}
 FORMATS: tuple[Format, ...] = ("cloudformation", "sam", "terraform")
@@ -62,7 +65,8 @@ class TestEveryFormat:
         text = template(WHOLE, form)
 
         options = "--namespace night --retention-days 365 --spill-to s3://variables/jobs --secret-prefix /jobs/secrets"
-        assert f"fargate-runner init --format {form} --name {WHOLE.name} {options} --tags\n" in text
+        options = f"{options} --notify {WHOLE.notify} --tags --task-tokens"
+        assert f"fargate-runner init --format {form} --name {WHOLE.name} {options}\n" in text
 
     def test_has_nothing_left_to_put_in(self, form: Format) -> None:
         assert "@" not in template(WHOLE, form)
@@ -91,6 +95,21 @@ class TestCloudFormation:
         assert made.properties("CallerPolicy")["PolicyDocument"] == caller_policy(wanted(stack))
         (inline,) = made.properties("ExecutionRole")["Policies"]
         assert inline["PolicyDocument"] == execution_policy(wanted(stack))
+
+    def test_its_functions_may_tell_whom_they_are_to_tell(self, form: Format, stack: Stack) -> None:
+        made = Template(template(stack, form))
+        (inline,) = made.properties("FunctionRole")["Policies"]
+
+        may = {
+            (action, resource)
+            for statement in inline["PolicyDocument"]["Statement"]
+            for action in statement["Action"]
+            for resource in statement["Resource"]
+        }
+        telling = {("sqs:GetQueueUrl", stack.notify), ("sqs:SendMessage", stack.notify)} if stack.notify else set()
+        answers = {("states:SendTaskFailure", "*"), ("states:SendTaskSuccess", "*")} if stack.task_tokens else set()
+        own = {(action, resource) for action, resource in may if action.startswith("logs:") or "-dead" in resource}
+        assert may - own == telling | answers
 
     async def test_its_queue_and_rule_are_those_of_make_events(
         self, form: Format, stack: Stack, aws: FakeAws, clock: VirtualClock
@@ -186,6 +205,9 @@ class TestLimits:
             ("log_group.retention_days", 31),
             ("spill_to", "bucket"),
             ("secret_prefix", "jobs"),
+            ("notify", "reports-done"),
+            ("notify", "arn:aws:states:us-east-1:123456789012:stateMachine:reports"),
+            ("notify", "arn:aws:sqs:us-east-1:123456789012:*"),
         ],
     )
     def test_what_cannot_be_right_is_refused(self, field: str, value: Any) -> None:
@@ -220,6 +242,22 @@ class TestTerraform:
         assert evaluated(text, '"aws_iam_policy" "caller"', "policy", tmp_path) == caller_policy(wanted(stack))
         execution = evaluated(text, '"aws_iam_role_policy" "execution"', "policy", tmp_path)
         assert execution == execution_policy(wanted(stack))
+
+    @pytest.mark.parametrize(
+        ("notify", "actions"),
+        [
+            ("arn:aws:sqs:us-east-1:123456789012:done.fifo", ["sqs:GetQueueUrl", "sqs:SendMessage"]),
+            ("arn:aws:sns:us-east-1:123456789012:done", ["sns:Publish"]),
+            ("arn:aws-cn:events:cn-north-1:123456789012:event-bus/default", ["events:PutEvents"]),
+        ],
+    )
+    def test_its_functions_may_tell_whom_they_are_to_tell(self, stack: Stack, notify: str, actions: list[str]) -> None:
+        text = template(attrs.evolve(stack, notify=notify), "terraform")
+
+        _, _, told = text.partition("TellOfEnds")
+        statement, _, _ = told.partition("}")
+        assert notify in statement
+        assert re.findall(r"\w+:[A-Z]\w+", statement) == actions
 
     def test_a_parser_reads_it(self, stack: Stack) -> None:
         hcl2 = pytest.importorskip("hcl2", reason="python-hcl2 is in the group test")
