@@ -136,3 +136,48 @@ class TestUploads:
 
         assert (done.returncode, done.stderr) == (0, "")
         assert "functions and state machine ran on MiniStack" in done.stdout
+
+
+class TestTheTemplateOfUploads:
+    """What `examples/lambda/template.yaml` says of the handlers beside it."""
+
+    HERE = ROOT / "examples" / "lambda"
+
+    def test_cfn_lint_has_nothing_to_say(self) -> None:
+        words = ["--include-checks", "I", "--regions", "us-east-1", "eu-central-1"]
+        said = run("-c", "from cfnlint.runner import main; main()", *words, "--", str(self.HERE / "template.yaml"))
+
+        assert (said.returncode, said.stdout) == (0, ""), said.stdout + said.stderr
+
+    def test_its_functions_are_there_and_get_what_they_read(self) -> None:
+        text = (self.HERE / "template.yaml").read_text()
+        common, *functions = re.split(r"^  \w+:\n    Type: AWS::Serverless::Function\n", text, flags=re.MULTILINE)
+        given = {*re.findall(r"^        (\w+): !", common, re.MULTILINE)}
+
+        named: dict[str, set[str]] = {}
+        for function in functions:
+            own, _, _ = function.partition("\n  # ----")
+            handler = re.search(r"Handler: (\S+)", own)
+            assert handler is not None
+            named[handler[1]] = given | {*re.findall(r"^          (\w+): !", own, re.MULTILINE)}
+
+        assert sorted(named) == ["submit.on_upload", "submit.submit", "supervise.supervise"]
+        shared = read_variables((self.HERE / "jobs.py").read_text())
+        for handler, variables in named.items():
+            module, _, name = handler.partition(".")
+            source = (self.HERE / f"{module}.py").read_text()
+            body = source[source.index(f"async def {name}(") :].partition("\n@lambda_handler")[0]
+            assert variables >= shared | read_variables(body)
+
+    def test_init_has_the_outputs_that_it_takes(self) -> None:
+        made = run("-m", "fargate_runner.cli", "init", "--format", "cloudformation", "--name", "convert").stdout
+        outputs = {*re.findall(r"^  (\w+):$", made.partition("\nOutputs:")[2], re.MULTILINE)}
+        text = (self.HERE / "template.yaml").read_text().partition("\nParameters:")[2].partition("\nGlobals:")[0]
+        parameters = {*re.findall(r"^  (\w+):$", text, re.MULTILINE)}
+
+        assert outputs - {"EventsQueue"} <= parameters
+        assert parameters - outputs == {"Image", "PublicIp"}
+
+
+def read_variables(source: str) -> set[str]:
+    return {*re.findall(r'os\.environ\["(\w+)"\]', source)}
