@@ -26,6 +26,7 @@ from fargate_runner.testing.aws import (
     ContainerRun,
     ContainerScript,
     FakeAws,
+    Fault,
     Ingestion,
     Pace,
     Quotas,
@@ -790,6 +791,15 @@ class TestTelling:
         assert page is not None
         assert page.result is not None
         assert page.callback is None
+
+    async def test_a_message_whose_answer_is_lost_is_sent_again_with_its_id(self, world: World) -> None:
+        await world.aws.call("sqs", "CreateQueue", {"QueueName": "done"})
+        world.aws.faults.add(Fault(match="sqs.SendMessage", cut=True, when="after"))
+        await self.end(world, "arn:aws:sqs:us-east-1:123456789012:done")
+
+        messages = await received(world.aws, "done")
+        assert [message["key"] for message in messages] == [KEY, KEY]
+        assert len({message["id"] for message in messages}) == 1
 
     async def test_what_is_not_there_comes_again(self, world: World) -> None:
         world.exits = []
