@@ -158,6 +158,7 @@ class History:
     freezes: int = 0
     functions: int = 0
     """How many functions were called with events, until they died or were given up."""
+    function_steps: dict[str, int] = attrs.field(factory=dict)
     steps: int = 0
     """Of all lives, as far as they count."""
     called: Counter[str] = attrs.field(factory=Counter)
@@ -882,7 +883,9 @@ class Functions:
 
     async def _live(self, name: str, random: Random) -> None:
         years, history = self._years, self._years.history
-        dies_at = random.randint(1, 60) if random.random() < self._how.mortality else math.inf
+        dies_at: float = random.randint(1, 60) if random.random() < self._how.mortality else math.inf
+        if not history.functions:
+            dies_at = min(dies_at, self._how.dies_at)
         mortal = Mortal(name, random, dies_at=dies_at, every_call=True)
         history.functions += 1
         root = mortal.start(self._be_called(mortal, batches=random.randint(1, 8)))
@@ -895,6 +898,7 @@ class Functions:
             elif (error := root.exception()) is not None:
                 history.wrong.append(f"{name} crashed: {_whole(error)}")
         finally:
+            history.function_steps.setdefault(name, mortal.steps)
             mortal.die()
             with anyio.CancelScope(shield=True):
                 await mortal.bury()

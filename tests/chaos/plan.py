@@ -113,6 +113,8 @@ class Supervision:
     delivery: Delivery
     """How events come in, unless the lives have said."""
     journal_troubles: float
+    dies_at: float = math.inf
+    """At this step, the first one is killed for sure."""
 
 
 @attrs.frozen(kw_only=True)
