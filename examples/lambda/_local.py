@@ -84,10 +84,7 @@ class Functions:
         self.calls: Counter[str] = Counter()
 
     def configure(self, variables: Mapping[str, str]) -> None:
-        # Nothing of this machine's own account may get there.
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FARGATE_RUNNER_"))}
-        region = dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), REGION)
-        self._variables = {**kept, **region, "AWS_EC2_METADATA_DISABLED": "true", **variables}
+        self._variables = {**os.environ, **dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), REGION), **variables}
 
     async def invoke(self, function: str, event: Any) -> Any:
         async with self._room.setdefault(function, anyio.CapacityLimiter(_AT_A_TIME)):

@@ -11,6 +11,7 @@ and one answer and one message for each job, of those that fail as well.
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -249,6 +250,10 @@ def main() -> int:
     parser.add_argument("--ministack", type=Path, help="the program ministack, to run Lambda and Step Functions")
     parser.add_argument("--seed", type=int, default=0, help="in which order the events come (default: %(default)s)")
     args = parser.parse_args()
+    # Nothing of an account that this machine may use gets into the play.
+    for name in [name for name in os.environ if name.startswith(("AWS_", "FARGATE_RUNNER_"))]:
+        del os.environ[name]
+    os.environ |= dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
     running: AbstractAsyncContextManager[Platform] = Local.running()
     if args.ministack is not None:
         from _ministack import MiniStack
@@ -256,7 +261,12 @@ def main() -> int:
         running = MiniStack.running(args.ministack)
     try:
         told = anyio.run(play, running, args.seed)
-    except (ModuleNotFoundError, Unavailable) as exc:
+    except ModuleNotFoundError as exc:
+        if exc.name != "moto":
+            raise
+        print("it cannot be played without moto: pip install 'fargate-runner[testing]'", file=sys.stderr)
+        return 1
+    except Unavailable as exc:
         print(f"it cannot be played: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

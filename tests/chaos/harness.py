@@ -278,8 +278,11 @@ class Years:
             _FUNCTIONS_LOG.addHandler(complaints)
             _FUNCTIONS_LOG.propagate = False
             try:
-                keys = Random(f"{self.plan.seed}/keys")
-                with patch("secrets.token_hex", lambda size: f"{keys.getrandbits(8 * size):0{2 * size}x}"):
+                keys, claims = Random(f"{self.plan.seed}/keys"), Random(f"{self.plan.seed}/claims")
+                with (
+                    patch("secrets.token_hex", lambda size: f"{keys.getrandbits(8 * size):0{2 * size}x}"),
+                    patch("secrets.randbelow", claims.randrange),
+                ):
                     anyio.run(self._run, backend_options={"loop_factory": self._loop})
             finally:
                 logging.getLogger("fargate_runner").setLevel(logging.NOTSET)

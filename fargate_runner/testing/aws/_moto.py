@@ -71,8 +71,8 @@ class Moto:
             if self._app is None:
                 self._app = await anyio.to_thread.run_sync(_application)
         environ = _environ(method, path, query, headers, body) | {"HTTP_X_MOTO_ACCOUNT_ID": self._account}
-        is_conditional = environ.get("HTTP_X_AMZ_TARGET", "").startswith("DynamoDB_")
-        threads = self._in_turn if is_conditional else self._threads
+        in_turn = environ.get("HTTP_X_AMZ_TARGET", "").startswith("DynamoDB_")
+        threads = self._in_turn if in_turn else self._threads
         return await anyio.to_thread.run_sync(_run, self._app, environ, limiter=threads)
 
     async def call(self, service: str, operation: str, request: Mapping[str, Any]) -> dict[str, Any]:
