@@ -80,6 +80,11 @@ class Stack:
         return f"{self.name}-events"
 
     @property
+    def ends(self) -> str:
+        """Return the name of the supervisor's queue, which is its rule's as well."""
+        return f"{self.name}-ends"
+
+    @property
     def table(self) -> str:
         return f"{self.name}-journal"
 
@@ -111,6 +116,7 @@ class Stack:
             "log_group": self.log_group,
             "retention_days": str(self.retention_days),
             "queue": self.queue,
+            "ends": self.ends,
             "table": self.table,
             "expires": EXPIRES,
             "about_rule": ABOUT_RULE,
@@ -133,15 +139,29 @@ class Stack:
         }
 
 
-def structures(stack: Stack, access: Access, *, cluster: str, queue: str, dead: str, rule: str) -> dict[str, Any]:
+def structures(
+    stack: Stack,
+    access: Access,
+    *,
+    cluster: str,
+    queue: str,
+    dead: str,
+    rule: str,
+    ends_queue: str,
+    ends_rule: str,
+) -> dict[str, Any]:
     """Return what stands on lines of its own; the words are how a format says the ARNs of what it makes."""
+    pattern = rule_pattern(cluster, stack.namespace)
+    ends = pattern | {"detail": pattern["detail"] | {"lastStatus": ["STOPPED"]}}
     return {
         "caller_policy": caller_policy(access),
         "execution_policy": execution_policy(access),
         "tasks_trust": _tasks_trust(access),
         "functions_policy": _functions_policy(stack, access, dead),
         "functions_trust": _trust("FunctionsOnly", "lambda.amazonaws.com"),
-        "pattern": rule_pattern(cluster, stack.namespace),
+        "pattern": pattern,
+        "ends_pattern": ends,
+        "ends_policy": queue_policy(ends_queue, ends_rule),
         "queue_policy": queue_policy(queue, rule),
         "dead_policy": queue_policy(dead, rule),
         "table_design": table_design(),
@@ -173,6 +193,15 @@ def _functions_policy(stack: Stack, access: Access, dead: str) -> dict[str, Any]
             "Resource": [f"{lines}submit:*", f"{lines}supervisor:*"],
         },
         {"Sid": "KeepWhatFailed", "Effect": "Allow", "Action": ["sqs:SendMessage"], "Resource": [dead]},
+        {
+            "Sid": "TakeEnds",
+            "Effect": "Allow",
+            "Action": [
+                *("sqs:ChangeMessageVisibility", "sqs:DeleteMessage", "sqs:GetQueueAttributes"),
+                *("sqs:GetQueueUrl", "sqs:ReceiveMessage"),
+            ],
+            "Resource": [f"arn:{access.partition}:sqs:{access.region}:{access.account}:{stack.ends}"],
+        },
     ]
     if told := _TOLD.match(stack.notify):
         telling = {"Action": _TELLING[told["service"]], "Resource": [stack.notify]}
@@ -205,6 +234,11 @@ def template(stack: Stack, form: Format) -> str:
     return _cloudformation.cloudformation(stack, sam=form == "sam")
 
 
+ABOUT_SUBMIT: Final = (
+    "Starts jobs. Give it a trigger of yours: a queue, a schedule, an API.",
+    "The timeout is enough to start jobs; to wait for their ends, it may be up to 900.",
+)
+ABOUT_SUPERVISOR: Final = "Sees jobs to their ends, by the queue above. The last lines of a job take some 15 seconds."
 FILE_NAMES: Final[Mapping[Format, str]] = {
     "cloudformation": "template.yaml",
     "sam": "template.yaml",

@@ -41,6 +41,7 @@ FORMATS: tuple[Format, ...] = ("cloudformation", "sam", "terraform")
 SUBNET = "subnet-0aaaaaaaa00000001"
 EXECUTION, TASK = (f"arn:aws:iam::{ACCOUNT}:role/{name}" for name in ("execution", "task"))
 
+SUPERVISORS = ("Supervisor", "SupervisorTrigger", "EndsQueue", "EndsQueuePolicy", "EndsRule")
 CFN_LINT = "from cfnlint.runner import main; main()"
 
 every_stack = pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
@@ -108,7 +109,8 @@ class TestCloudFormation:
         }
         telling = {("sqs:GetQueueUrl", stack.notify), ("sqs:SendMessage", stack.notify)} if stack.notify else set()
         answers = {("states:SendTaskFailure", "*"), ("states:SendTaskSuccess", "*")} if stack.task_tokens else set()
-        own = {(action, resource) for action, resource in may if action.startswith("logs:") or "-dead" in resource}
+        queues = (f"{stack.queue}-dead", stack.ends)
+        own = {(action, of) for action, of in may if action.startswith("logs:") or of.endswith(queues)}
         assert may - own == telling | answers
 
     async def test_its_queue_and_rule_are_those_of_make_events(
@@ -152,10 +154,27 @@ class TestCloudFormation:
 
         conditions = {name: one.get("Condition") for name, one in none.resources.items()}
         assert conditions["Submit"] == "HasHandler"
-        assert conditions["Supervisor"] == conditions["SupervisorPermission"] == "HasSupervisor"
+        assert {conditions[name] for name in SUPERVISORS} == {"HasSupervisor"}
         assert not any(map(none.holds, none.body["Conditions"]))
         assert all(map(both.holds, both.body["Conditions"]))
-        assert [target["Id"] for target in both.properties("EventsRule")["Targets"]] == ["queue", "supervisor"]
+
+    def test_a_supervisor_gets_ends_through_a_queue_of_its_own(self, form: Format, stack: Stack) -> None:
+        made = Template(template(stack, form), SupervisorHandler="app.on_event")
+        queue, rule = made.properties("EndsQueue"), made.properties("EndsRule")
+        trigger, function = made.properties("SupervisorTrigger"), made.properties("Supervisor")
+        arn = f"arn:aws:sqs:{REGION}:{ACCOUNT}:{queue['QueueName']}"
+
+        expected = made.properties("EventsRule")["EventPattern"]
+        assert rule["EventPattern"] == expected | {"detail": expected["detail"] | {"lastStatus": ["STOPPED"]}}
+        assert [target["Arn"] for target in rule["Targets"]] == [trigger["EventSourceArn"]] == [arn]
+        (statement,) = made.properties("EndsQueuePolicy")["PolicyDocument"]["Statement"]
+        assert statement["Resource"] == arn
+        assert statement["Condition"]["ArnEquals"]["aws:SourceArn"].endswith(f":rule/{rule['Name']}")
+        assert trigger["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+        assert queue["VisibilityTimeout"] == 6 * function["Timeout"]
+        (inline,) = made.properties("FunctionRole")["Policies"]
+        takes = next(one for one in inline["PolicyDocument"]["Statement"] if one["Sid"] == "TakeEnds")
+        assert takes["Resource"] == [arn]
 
     async def test_a_function_may_do_what_it_does_where_it_is_told_to_run(
         self, form: Format, stack: Stack, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
@@ -273,6 +292,7 @@ class TestTerraform:
             "aws_ecs_cluster_capacity_providers",
             "aws_iam_policy",
             "aws_iam_role",
+            "aws_lambda_event_source_mapping",
             "aws_lambda_function",
             "aws_security_group",
             "aws_sqs_queue",
@@ -282,5 +302,5 @@ class TestTerraform:
     def test_it_names_what_the_others_name(self, stack: Stack) -> None:
         text = template(stack, "terraform")
 
-        for name in (stack.name, stack.queue, f"{stack.queue}-dead", stack.table, stack.log_group):
+        for name in (stack.name, stack.queue, f"{stack.queue}-dead", stack.ends, stack.table, stack.log_group):
             assert f'"{name}"' in text
