@@ -970,6 +970,8 @@ def policy(
 @click.option("--tags", is_flag=True, help="Tasks may get tags.")
 @click.option("--spill-to", default="", metavar="PLACE", help="s3://bucket/prefix of yours, for long environments.")
 @click.option("--secret-prefix", default="", metavar="PATH", help="In the Parameter Store, for secrets by value.")
+@click.option("--notify", default="", metavar="ARN", help="A queue, topic or bus of yours that is told of ends.")
+@click.option("--task-tokens", is_flag=True, help="Functions may answer states of Step Functions that wait.")
 @_out
 def init(*, form: Any, out: str | None, force: bool, **fields: Any) -> int:
     """

@@ -54,6 +54,7 @@ _OPTIONS: Final[Mapping[str, str]] = {
     "namespace": "--namespace",
     "network.security_groups": "--security-group",
     "network.subnets": "--subnet",
+    "notify": "--notify",
     "read_log_groups": "--read-log-group",
     "region": "--region",
     "roles": "--role",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from fargate_runner.infrastructure._stack import Stack, filled, structures
+from fargate_runner.infrastructure._stack import ABOUT_SUBMIT, ABOUT_SUPERVISOR, Stack, filled, structures
 
 __all__ = ["cloudformation", "yaml"]
 
@@ -26,6 +26,8 @@ def cloudformation(stack: Stack, *, sam: bool) -> str:
         queue="${EventsQueue.Arn}",
         dead="${DeadLetters.Arn}",
         rule="${EventsRule.Arn}",
+        ends_queue="${EndsQueue.Arn}",
+        ends_rule="${EndsRule.Arn}",
     )
     sections = (
         (_SAM_HEAD, _PARAMETERS, _SAM_PARAMETERS, _CONDITIONS, _RESOURCES, _SAM_FUNCTIONS, _OUTPUTS)
@@ -276,13 +278,42 @@ Resources:
           Arn: !GetAtt EventsQueue.Arn
           DeadLetterConfig:
             Arn: !GetAtt DeadLetters.Arn
-        - !If
-          - HasSupervisor
-          - Id: supervisor
-            Arn: !GetAtt Supervisor.Arn
-            DeadLetterConfig:
-              Arn: !GetAtt DeadLetters.Arn
-          - !Ref AWS::NoValue
+
+  # For your supervisor: ends of tasks, delivered again until it is done with them, ten times at twelve minutes.
+  EndsQueue:
+    Type: AWS::SQS::Queue
+    Condition: HasSupervisor
+    DeletionPolicy: Delete
+    UpdateReplacePolicy: Delete
+    Properties:
+      QueueName: @ends@
+      MessageRetentionPeriod: 345600
+      VisibilityTimeout: 720
+      SqsManagedSseEnabled: true
+      RedrivePolicy:
+        deadLetterTargetArn: !GetAtt DeadLetters.Arn
+        maxReceiveCount: 10
+
+  EndsQueuePolicy:
+    Type: AWS::SQS::QueuePolicy
+    Condition: HasSupervisor
+    Properties:
+      Queues: [!Ref EndsQueue]
+      PolicyDocument:
+        @ends_policy@
+
+  EndsRule:
+    Type: AWS::Events::Rule
+    Condition: HasSupervisor
+    Properties:
+      Name: @ends@
+      Description: Ends of tasks of fargate_runner, for the queue of the same name
+      State: ENABLED
+      EventPattern:
+        @ends_pattern@
+      Targets:
+        - Id: queue
+          Arn: !GetAtt EndsQueue.Arn
 
   # ---- what survives a crash ---------------------------------------------------------------------------------------
   Journal:
@@ -327,24 +358,23 @@ Resources:
       LogGroupName: /aws/lambda/@name@-supervisor
       RetentionInDays: @retention_days@
 
-  SupervisorPermission:
-    Type: AWS::Lambda::Permission
+  SupervisorTrigger:
+    Type: AWS::Lambda::EventSourceMapping
     Condition: HasSupervisor
     Properties:
-      Action: lambda:InvokeFunction
+      EventSourceArn: !GetAtt EndsQueue.Arn
       FunctionName: !GetAtt Supervisor.Arn
-      Principal: events.amazonaws.com
-      SourceArn: !GetAtt EventsRule.Arn
+      BatchSize: 10
+      FunctionResponseTypes: [ReportBatchItemFailures]
 """
 
 
-def _function(kind: str, logical: str, handler: str, condition: str, about: str, code: str) -> str:
+def _function(kind: str, logical: str, handler: str, condition: str, about: str, seconds: int, code: str) -> str:
     """Return one function; both formats have the same of it but for its type and its code."""
     failed = "DeadLetterQueue:\n        Type: SQS\n        TargetArn" if kind.startswith("AWS::S") else ""
     failed = failed or "DeadLetterConfig:\n        TargetArn"
     return f"""
   # {about}
-  # The timeout is enough to start jobs; to wait for their ends, it may be up to 900.
   {logical}:
     Type: {kind}
     Condition: {condition}
@@ -355,7 +385,7 @@ def _function(kind: str, logical: str, handler: str, condition: str, about: str,
       Handler: !Ref {handler}
       Runtime: python3.13
       MemorySize: 512
-      Timeout: 60
+      Timeout: {seconds}
       Role: !GetAtt FunctionRole.Arn
       {failed}: !GetAtt DeadLetters.Arn
       Environment:
@@ -373,13 +403,9 @@ def _function(kind: str, logical: str, handler: str, condition: str, about: str,
 
 
 def _both(kind: str, code: str) -> str:
-    submit = "Starts jobs. Give it a trigger of yours: a queue, a schedule, an API."
-    supervisor = "Is told what becomes of tasks, by the rule above."
-    return (
-        _function(kind, "Submit", "Handler", "HasHandler", submit, code).rstrip("\n")
-        + "\n"
-        + _function(kind, "Supervisor", "SupervisorHandler", "HasSupervisor", supervisor, code)
-    )
+    return _function(
+        kind, "Submit", "Handler", "HasHandler", f"{ABOUT_SUBMIT[0]}\n  # {ABOUT_SUBMIT[1]}", 60, code
+    ) + _function(kind, "Supervisor", "SupervisorHandler", "HasSupervisor", ABOUT_SUPERVISOR, 120, code)
 
 
 _IN_S3: Final = "Code:\n        S3Bucket: !Ref CodeBucket\n        S3Key: !Ref CodeKey"

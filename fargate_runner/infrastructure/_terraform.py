@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from fargate_runner.infrastructure._stack import Stack, filled, structures
+from fargate_runner.infrastructure._stack import ABOUT_SUBMIT, ABOUT_SUPERVISOR, Stack, filled, structures
 
 __all__ = ["hcl", "terraform"]
 
@@ -27,6 +27,8 @@ def terraform(stack: Stack) -> str:
         queue="${aws_sqs_queue.events.arn}",
         dead="${aws_sqs_queue.dead.arn}",
         rule="${aws_cloudwatch_event_rule.events.arn}",
+        ends_queue="${aws_sqs_queue.ends[0].arn}",
+        ends_rule="${aws_cloudwatch_event_rule.ends[0].arn}",
     )
     parts["table_design"] = _table(parts["table_design"])
     text = "\n".join(section.removeprefix("\n").rstrip("\n") for section in (_MAIN, _FUNCTIONS, _OUTPUTS))
@@ -368,7 +370,7 @@ resource "aws_iam_role_policy_attachment" "function" {
 """
 
 
-def _function(name: str, variable: str, about: str) -> str:
+def _function(name: str, variable: str, about: str, seconds: int) -> str:
     return f"""
 resource "aws_cloudwatch_log_group" "{name}" {{
   count = var.{variable} == "" ? 0 : 1
@@ -378,7 +380,6 @@ resource "aws_cloudwatch_log_group" "{name}" {{
 }}
 
 # {about}
-# The timeout is enough to start jobs; to wait for their ends, it may be up to 900.
 resource "aws_lambda_function" "{name}" {{
   count = var.{variable} == "" ? 0 : 1
 
@@ -388,7 +389,7 @@ resource "aws_lambda_function" "{name}" {{
   handler          = var.{variable}
   runtime          = "python3.13"
   memory_size      = 512
-  timeout          = 60
+  timeout          = {seconds}
   role             = aws_iam_role.function.arn
 
   dead_letter_config {{
@@ -410,28 +411,61 @@ resource "aws_lambda_function" "{name}" {{
 
 _FUNCTIONS: Final = (
     "\n"
-    + _function("submit", "handler", "Starts jobs. Give it a trigger of yours: a queue, a schedule, an API.")
-    + _function("supervisor", "supervisor_handler", "Is told what becomes of tasks, by the rule above.")
+    + _function("submit", "handler", "\n# ".join(ABOUT_SUBMIT), 60)
+    + _function("supervisor", "supervisor_handler", ABOUT_SUPERVISOR.replace("above", "below"), 120)
     + """
-resource "aws_cloudwatch_event_target" "supervisor" {
+# Ends of tasks, delivered again until it is done with them, ten times at twelve minutes.
+resource "aws_sqs_queue" "ends" {
   count = var.supervisor_handler == "" ? 0 : 1
 
-  rule      = aws_cloudwatch_event_rule.events.name
-  target_id = "supervisor"
-  arn       = aws_lambda_function.supervisor[0].arn
+  name                       = "@ends@"
+  message_retention_seconds  = 345600
+  visibility_timeout_seconds = 720
+  sqs_managed_sse_enabled    = true
 
-  dead_letter_config {
-    arn = aws_sqs_queue.dead.arn
-  }
+  redrive_policy = jsonencode({
+    deadLetterTargetArn = aws_sqs_queue.dead.arn
+    maxReceiveCount     = 10
+  })
 }
 
-resource "aws_lambda_permission" "supervisor" {
+resource "aws_sqs_queue_policy" "ends" {
   count = var.supervisor_handler == "" ? 0 : 1
 
-  action        = "lambda:InvokeFunction"
-  function_name = aws_lambda_function.supervisor[0].function_name
-  principal     = "events.amazonaws.com"
-  source_arn    = aws_cloudwatch_event_rule.events.arn
+  queue_url = aws_sqs_queue.ends[0].id
+
+  policy = jsonencode({
+    @ends_policy@
+  })
+}
+
+resource "aws_cloudwatch_event_rule" "ends" {
+  count = var.supervisor_handler == "" ? 0 : 1
+
+  name        = "@ends@"
+  description = "Ends of tasks of fargate_runner, for the queue of the same name"
+  state       = "ENABLED"
+
+  event_pattern = jsonencode({
+    @ends_pattern@
+  })
+}
+
+resource "aws_cloudwatch_event_target" "ends" {
+  count = var.supervisor_handler == "" ? 0 : 1
+
+  rule      = aws_cloudwatch_event_rule.ends[0].name
+  target_id = "queue"
+  arn       = aws_sqs_queue.ends[0].arn
+}
+
+resource "aws_lambda_event_source_mapping" "supervisor" {
+  count = var.supervisor_handler == "" ? 0 : 1
+
+  event_source_arn        = aws_sqs_queue.ends[0].arn
+  function_name           = aws_lambda_function.supervisor[0].arn
+  batch_size              = 10
+  function_response_types = ["ReportBatchItemFailures"]
 }
 """
 )

@@ -399,6 +399,33 @@ async def test_a_presigned_url_works(any_client: Client) -> None:
 
 
 @needs_moto
+async def test_of_writes_at_the_same_time_on_one_condition_one_is_done(any_client: Client) -> None:
+    """moto takes long to read a long condition: time enough for another write, if there may be one."""
+    key = {"AttributeName": "key", "AttributeType": "S"}, {"AttributeName": "key", "KeyType": "HASH"}
+    condition = " AND ".join(["attribute_not_exists(page)"] * 60)
+    written: list[str] = []
+    async with any_client("dynamodb") as dynamodb:
+        await dynamodb.create_table(
+            TableName="jobs", BillingMode="PAY_PER_REQUEST", AttributeDefinitions=[key[0]], KeySchema=[key[1]]
+        )
+
+        async def write(name: str, writer: str) -> None:
+            item = {"key": {"S": name}, "page": {"S": writer}}
+            try:
+                await dynamodb.put_item(TableName="jobs", Item=item, ConditionExpression=condition)
+                written.append(name)
+            except dynamodb.exceptions.ConditionalCheckFailedException:
+                pass
+
+        for number in range(8):
+            async with anyio.create_task_group() as tasks:
+                for writer in "abcdefgh":
+                    tasks.start_soon(write, str(number), writer)
+
+    assert sorted(written) == [str(number) for number in range(8)]
+
+
+@needs_moto
 async def test_what_not_even_moto_knows_is_said_once_and_for_all(any_client: Client) -> None:
     async with any_client("pricing") as pricing:
         with pytest.raises(ClientError, match="pricing") as caught:

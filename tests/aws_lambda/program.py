@@ -1,11 +1,16 @@
 """
 A Lambda environment of its own: a process that calls a handler for each line of JSON that it reads.
 
-With the ARN of a topic as a third argument, that handler supervises jobs by the events of their tasks.
+The second argument is a journal: a file, or ``dynamodb:`` and the name of a table. With the ARN of a topic or a queue
+as a third one, that handler supervises jobs by the events of their tasks.
 
-A line is ``{"event": …}``, with ``"skew"``, by how many seconds the wall clock has gone ahead since the start, and with
-``"fork"`` if a child process is to take the call. An answer is what the handler returned, how many tasks are pending
-then, and how many calls found no way to AWS.
+With ``DIES`` in its environment it kills itself, as SIGKILL does, once a job has ended: after the final ``record``,
+after the ``claim`` on telling, or once that is ``told``. ``DIES_ONCE`` is a directory that has those of other processes
+know: for a job, one dies.
+
+A line is ``{"event": …}``, with ``"skew"``, by how many seconds the wall clock has gone ahead since the start, with
+``"limit"``, the seconds that the call has, and with ``"fork"`` if a child process is to take the call. An answer is
+what the handler returned, how many tasks are pending then, and how many calls found no way to AWS.
 """
 
 from __future__ import annotations
@@ -13,17 +18,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from fargate_runner import EcsBackend, Runner, SqliteJournal
+from fargate_runner import DynamoDBJournal, EcsBackend, Journal, Runner, SqliteJournal
+from fargate_runner._journal import Page
 from fargate_runner.aws_lambda import Handler, for_each, lambda_handler, on_task_event
 from fargate_runner.backends.ecs._api import Trouble
 from fargate_runner.backends.ecs._logs import LogCadence
 from fargate_runner.backends.ecs._watch import Cadence
+from tests.aws_lambda.samples import Context
 from tests.contract.ecs_words import Words
 from tests.ecs.conftest import NETWORK, ROLES
 from tests.killed.batch import SESSION
@@ -35,7 +44,7 @@ def utcnow() -> datetime:
     return datetime.now(UTC) + _skew
 
 
-def make_handler(url: str, journal: Path | None, **options: Any) -> Handler:
+def make_handler(url: str, journal: Path | str | None, **options: Any) -> Handler:
     """A handler that starts a job for each trigger, on an account over HTTP."""
 
     @lambda_handler(runner=runner_maker(url, journal), **options)
@@ -48,7 +57,7 @@ def make_handler(url: str, journal: Path | None, **options: Any) -> Handler:
     return handler
 
 
-def make_supervisor(url: str, journal: Path, topic: str, **options: Any) -> Handler:
+def make_supervisor(url: str, journal: Path | str, topic: str, **options: Any) -> Handler:
     """A handler that goes on with the jobs of the events that it gets."""
 
     @lambda_handler(runner=runner_maker(url, journal), **options)
@@ -58,7 +67,45 @@ def make_supervisor(url: str, journal: Path, topic: str, **options: Any) -> Hand
     return handler
 
 
-def runner_maker(url: str, journal: Path | None) -> Callable[[], Runner]:
+class MortalJournal(DynamoDBJournal):
+    """A table, and a process that dies beside it."""
+
+    async def write(self, page: Page) -> Page:
+        if _stage(page) == "told":
+            _die(page)  # the message is sent, and nobody writes that down
+        written = await super().write(page)
+        _die(page)
+        return written
+
+
+def _stage(page: Page) -> str:
+    """What the writing of a page means for those who are told of the end of its job."""
+    callback = page.callback
+    if page.ended_at is None:
+        return ""
+    if callback is not None and callback.told_at is not None:
+        return "told"
+    return "claim" if callback is not None and callback.claimed_until is not None else "record"
+
+
+def _die(page: Page) -> None:
+    if not _stage(page) or os.environ.get("DIES") != _stage(page):
+        return
+    with suppress(FileExistsError):
+        Path(os.environ["DIES_ONCE"], page.key.replace("/", "-")).touch(exist_ok=False)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def journal_of(url: str, journal: Path | str | None) -> Journal | None:
+    if not journal:
+        return None
+    kind, _, table = str(journal).partition(":")
+    if kind != "dynamodb":
+        return SqliteJournal(Path(journal))
+    return MortalJournal(table, session=SESSION, region="us-east-1", endpoint_url=url)
+
+
+def runner_maker(url: str, journal: Path | str | None) -> Callable[[], Runner]:
     def make_runner() -> Runner:
         backend = EcsBackend(
             "jobs",
@@ -67,10 +114,11 @@ def runner_maker(url: str, journal: Path | None) -> Callable[[], Runner]:
             region="us-east-1",
             session=SESSION,
             endpoint_url=url,
+            utcnow=utcnow,
             cadence=Cadence.quick(),
             log_cadence=LogCadence.quick(),
         )
-        return Runner(backend, namespace="lambda", journal=SqliteJournal(journal) if journal else None)
+        return Runner(backend, namespace="lambda", journal=journal_of(url, journal))
 
     return make_runner
 
@@ -86,9 +134,10 @@ def troubles(handler: Handler) -> int:
     return sum(backend.api.stats.troubles[Trouble.TRANSIENT.value] for backend in backends)
 
 
-def answer(handler: Handler, event: Any) -> str:
+def answer(handler: Handler, event: Any, limit: float | None = None) -> str:
+    context = Context(1000 * limit) if limit is not None else None
     try:
-        said: dict[str, Any] = {"answer": handler(event, None)}
+        said: dict[str, Any] = {"answer": handler(event, context)}
     except Exception as exc:
         said = {"error": f"{type(exc).__name__}: {exc}"}
     return json.dumps(said | {"pending": pending(handler), "troubles": troubles(handler)})
@@ -96,9 +145,8 @@ def answer(handler: Handler, event: Any) -> str:
 
 def main() -> None:
     global _skew
-    url, journal = sys.argv[1], Path(sys.argv[2]) if sys.argv[2] else None
+    url, journal = sys.argv[1:3]
     if len(sys.argv) > 3:
-        assert journal is not None
         handler = make_supervisor(url, journal, sys.argv[3], utcnow=utcnow)
     else:
         handler = make_handler(url, journal, utcnow=utcnow)
@@ -109,7 +157,7 @@ def main() -> None:
         if child:
             os.waitpid(child, 0)
             continue
-        print(answer(handler, asked["event"]), flush=True)
+        print(answer(handler, asked["event"], asked.get("limit")), flush=True)
         if asked.get("fork"):
             handler.close()
             os._exit(0)

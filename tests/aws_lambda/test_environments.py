@@ -155,11 +155,16 @@ async def test_a_handler_that_nobody_has_any_more_closes_what_it_kept(line: Wire
 # ---- in processes of their own -------------------------------------------------------------------------------------
 
 
+class Died(Exception):
+    """A process was killed in the middle of a call."""
+
+
 class Environment:
     """A process as Lambda keeps one: it takes a call at a time, and stands still in between."""
 
     def __init__(self, process: anyio.abc.Process) -> None:
         self._process = process
+        self.died = False
         self._said = TextReceiveStream(process.stdout)  # type: ignore[arg-type]
         self._read = ""
 
@@ -167,7 +172,11 @@ class Environment:
         assert self._process.stdin is not None
         await self._process.stdin.send(json.dumps({"event": event} | options).encode() + b"\n")
         while "\n" not in self._read:
-            self._read += await self._said.receive()
+            try:
+                self._read += await self._said.receive()
+            except anyio.EndOfStream:
+                self.died = await self._process.wait() == -signal.SIGKILL
+                raise Died from None
         first, _, self._read = self._read.partition("\n")
         answer: dict[str, Any] = json.loads(first)
         return answer
@@ -182,15 +191,18 @@ class Environment:
 
 
 @asynccontextmanager
-async def environment(url: str, journal: Path | None, *more: str) -> AsyncGenerator[Environment]:
+async def environment(
+    url: str, journal: Path | str | None, *more: str, **variables: str
+) -> AsyncGenerator[Environment]:
     command = [sys.executable, "-m", "tests.aws_lambda.program", url, str(journal or ""), *more]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error,ignore::DeprecationWarning"}
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error,ignore::DeprecationWarning"} | variables
     process = await anyio.open_process(command, cwd=ROOT, env=env, stderr=None)
     try:
-        yield Environment(process)
+        made = Environment(process)
+        yield made
         assert process.stdin is not None
         await process.stdin.aclose()
-        assert await process.wait() == 0
+        assert await process.wait() == (-signal.SIGKILL if made.died else 0)
     finally:
         if process.returncode is None:
             os.kill(process.pid, signal.SIGCONT)

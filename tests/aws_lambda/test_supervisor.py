@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fargate_runner import EcsBackend, InvalidJob, Job, JobResult, Kind, MemoryJournal, Retry, Runner
+from fargate_runner import DynamoDBJournal, EcsBackend, InvalidJob, Job, JobResult, Kind, MemoryJournal, Retry, Runner
 from fargate_runner._journal import Callback, Page
 from fargate_runner.aws_lambda import OutOfTime, lambda_handler, on_task_event, submit_with_callback
 from fargate_runner.aws_lambda import _supervisor as supervisor
@@ -26,18 +26,21 @@ from fargate_runner.testing.aws import (
     ContainerRun,
     ContainerScript,
     FakeAws,
+    Fault,
     Ingestion,
     Pace,
     Quotas,
     TaskRun,
     TaskScript,
 )
+from fargate_runner.testing.aws._service import RealClock
 from fargate_runner.testing.clock import VirtualClock
 from tests.aws_lambda.program import runner_maker
 from tests.aws_lambda.samples import Context
-from tests.aws_lambda.test_environments import Environment, environment
+from tests.aws_lambda.test_environments import Died, Environment, environment
 from tests.contract.ecs_words import Words
 from tests.ecs.conftest import NETWORK, ROLES
+from tests.killed.batch import SESSION
 
 WORDS = Words()
 READS = {"ecs.DescribeTasks", "ecs.ListTasks"}
@@ -789,6 +792,15 @@ class TestTelling:
         assert page.result is not None
         assert page.callback is None
 
+    async def test_a_message_whose_answer_is_lost_is_sent_again_with_its_id(self, world: World) -> None:
+        await world.aws.call("sqs", "CreateQueue", {"QueueName": "done"})
+        world.aws.faults.add(Fault(match="sqs.SendMessage", cut=True, when="after"))
+        await self.end(world, "arn:aws:sqs:us-east-1:123456789012:done")
+
+        messages = await received(world.aws, "done")
+        assert [message["key"] for message in messages] == [KEY, KEY]
+        assert len({message["id"] for message in messages}) == 1
+
     async def test_what_is_not_there_comes_again(self, world: World) -> None:
         world.exits = []
         await world.submit(JOB)
@@ -1055,6 +1067,27 @@ def fails_once(container: ContainerRun) -> ContainerScript:
     return ContainerScript(run_for=0.1, exit_code=exit_code, lines=("done",))
 
 
+def quick_aws(**options: Any) -> FakeAws:
+    return FakeAws(
+        script=fails_once,
+        clusters=("jobs",),
+        quotas=Quotas.unlimited(),
+        pace=Pace.instant(),
+        visible_after=(0.0, 0.0),
+        ingestion=Ingestion(least=0.0, most=0.05),
+        **options,
+    )
+
+
+def started(aws: FakeAws) -> Counter[tuple[str, str]]:
+    """How many tasks were started, by key and attempt."""
+    runs = Counter[tuple[str, str]]()
+    for task in aws.world.tasks.values():
+        env = next(c.run for c in task.containers if c.run.name == "main").environment
+        runs[env["FARGATE_RUNNER_KEY"], env["FARGATE_RUNNER_ATTEMPT"]] += 1
+    return runs
+
+
 @pytest.mark.sweep
 class TestFiveProcesses:
     KEYS = tuple(f"job/{number}" for number in range(4))
@@ -1064,14 +1097,7 @@ class TestFiveProcesses:
         return "asyncio"  # real time, real sockets
 
     async def test_handle_five_copies_of_each_event_shuffled(self, tmp_path: Path) -> None:
-        aws = FakeAws(
-            script=fails_once,
-            clusters=("jobs",),
-            quotas=Quotas.unlimited(),
-            pace=Pace.instant(),
-            visible_after=(0.0, 0.0),
-            ingestion=Ingestion(least=0.0, most=0.05),
-        )
+        aws = quick_aws()
         journal = tmp_path / "jobs.sqlite"
         topic = (await aws.call("sns", "CreateTopic", {"Name": "done"}))["TopicArn"]
         states = {key: aws.stepfunctions.wait_for_token(key) for key in self.KEYS}
@@ -1104,15 +1130,140 @@ class TestFiveProcesses:
                 for seed, process in enumerate(processes):
                     tasks.start_soon(consume, process, seed)
 
-        runs = Counter[tuple[str, str]]()
-        for task in aws.world.tasks.values():
-            env = next(c.run for c in task.containers if c.run.name == "main").environment
-            runs[env["FARGATE_RUNNER_KEY"], env["FARGATE_RUNNER_ATTEMPT"]] += 1
         attempts = {key: 3 if key == "job/0" else 2 for key in self.KEYS}
-        assert runs == {(key, str(number)): 1 for key in self.KEYS for number in range(1, attempts[key] + 1)}
+        assert started(aws) == {(key, str(number)): 1 for key in self.KEYS for number in range(1, attempts[key] + 1)}
         told = Counter(json.loads(each["Message"])["key"] for each in aws.sns.published[topic])
         assert told == dict.fromkeys(self.KEYS, 1)
         assert aws.calls.count("sns.Publish") == len(self.KEYS)
         assert handled == 5 * len(aws.events.emitted)
         assert {key: state.output["attempts"] for key, state in states.items()} == attempts
         assert aws.calls.count("stepfunctions.SendTaskSuccess") == len(self.KEYS)
+
+
+class AheadClock(RealClock):
+    """Real time, whose date can be set ahead."""
+
+    ahead = timedelta()
+
+    def utcnow(self) -> datetime:
+        return super().utcnow() + self.ahead
+
+
+@pytest.mark.sweep
+class TestFiveProcessesAndATable:
+    """As above with a `DynamoDBJournal`, as functions have one, and a queue that is told; and processes that die."""
+
+    @pytest.fixture
+    def anyio_backend(self) -> object:
+        return "asyncio"  # real time, real sockets
+
+    @pytest.mark.parametrize(
+        ("processes", "dies", "times"),
+        [
+            pytest.param(5, "", 1, id="nobody dies"),
+            pytest.param(5, "record", 1, id="after the record"),
+            pytest.param(1, "record", 1, id="after the record with nobody beside it"),
+            pytest.param(5, "claim", 1, id="after the claim"),
+            # The message is sent, and nobody knows: docs/how-to/supervise-by-events.md allows for one more.
+            pytest.param(5, "told", 2, id="after the message"),
+        ],
+    )
+    async def test_handle_a_copy_each_of_each_event_shuffled(
+        self, tmp_path: Path, processes: int, dies: str, times: int
+    ) -> None:
+        # Who dies takes with it what it does for other jobs, so that one job is enough.
+        keys = ["job/0"] if dies else ["job/0", "job/1"]
+        attempts = {(key, str(number)): 1 for key in keys for number in range(1, 4 if key == "job/0" else 3)}
+        clock = AheadClock()
+        aws = quick_aws(clock=clock)
+        await aws.call("sqs", "CreateQueue", {"QueueName": "done"})
+        crowd = Crowd(aws, tmp_path, dies)
+
+        async with aws.serve(moto=True) as url:
+            await DynamoDBJournal("jobs", session=SESSION, region="us-east-1", endpoint_url=url).create_table()
+            async with runner_maker(url, "dynamodb:jobs")() as runner:
+                runner.detach()  # whatever is submitted is left running
+                for key in keys:
+                    await runner.submit(Words().exits(0).with_(key=key, retry=Retry(failures=3)))
+            async with AsyncExitStack() as stack:
+                await crowd.deliver(stack, url, processes, until=len(attempts))
+                # The claims of those who died run out.
+                clock.ahead = timedelta(seconds=61)
+                await crowd.deliver_again(skew=61)
+
+        assert started(aws) == attempts
+        messages = await received(aws, "done")
+        assert Counter(message["key"] for message in messages) == dict.fromkeys(keys, times)
+        assert len({message["id"] for message in messages}) == len(keys)
+        assert crowd.deaths == (1 if dies else 0)
+        assert crowd.handled == processes * len(aws.events.emitted)
+
+
+class Crowd:
+    """Processes that get every event, each in an order of its own; another one takes the place of who dies."""
+
+    def __init__(self, aws: FakeAws, directory: Path, dies: str) -> None:
+        self._aws = aws
+        self._variables = {"DIES": dies, "DIES_ONCE": str(directory)}
+        self._left: list[tuple[Environment, list[Any]]] = []
+        self.handled = 0
+        self.deaths = 0
+
+    async def deliver(self, stack: AsyncExitStack, url: str, processes: int, *, until: int) -> None:
+        """Deliver each event to so many processes, until so many tasks have ended; keep what is not done."""
+
+        async def born() -> Environment:
+            made = environment(url, "dynamodb:jobs", "arn:aws:sqs:us-east-1:123456789012:done", **self._variables)
+            return await stack.enter_async_context(made)
+
+        async def consume(seed: int) -> None:
+            process, dice, seen, left = await born(), random.Random(seed), 0, list[Any]()
+            while seen < len(events := list(self._aws.events.emitted)) or ended(events) < until:
+                await anyio.sleep(0.05)
+                left += events[seen:]
+                seen = len(events)
+                if not left:
+                    continue
+                batch = dice.sample(left, min(10, len(left)))
+                try:
+                    again = await self._call(process, batch, limit=7)
+                except Died:
+                    self.deaths += 1
+                    process = await born()
+                    continue
+                left = [event for event in left if event not in batch or event in again]
+            self._left.append((process, left))
+
+        async with anyio.create_task_group() as tasks:
+            for seed in range(processes):
+                tasks.start_soon(consume, seed)
+
+    async def deliver_again(self, **options: Any) -> None:
+        """Deliver what is not done, as a queue does, until it is."""
+
+        async def consume(process: Environment, left: list[Any]) -> None:
+            while left:
+                left = [*await self._call(process, left[:10], **options), *left[10:]]
+
+        async with anyio.create_task_group() as tasks:
+            for process, left in self._left:
+                tasks.start_soon(consume, process, left)
+
+    async def _call(self, process: Environment, events: list[Any], **options: Any) -> list[Any]:
+        """Deliver a batch, and return what of it is not done."""
+        answer = await process.call(through_sqs(*events), **options)
+        again = {int(failure["itemIdentifier"][1:]) for failure in answer["answer"]["batchItemFailures"]}
+        self.handled += len(events) - len(again)
+        return [events[number] for number in sorted(again)]
+
+
+def ended(events: list[Any]) -> int:
+    return sum(event["detail"].get("lastStatus") == "STOPPED" for event in events)
+
+
+async def received(aws: FakeAws, queue: str) -> list[dict[str, Any]]:
+    request = {"QueueUrl": (await aws.call("sqs", "GetQueueUrl", {"QueueName": queue}))["QueueUrl"]}
+    found: list[dict[str, Any]] = []
+    while messages := (await aws.call("sqs", "ReceiveMessage", request | {"MaxNumberOfMessages": 10})).get("Messages"):
+        found += [json.loads(message["Body"]) for message in messages]
+    return found

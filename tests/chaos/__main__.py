@@ -25,6 +25,7 @@ _COUNTED = {
     5: "orphans",
     6: "lost lines",
     7: "over budget",
+    8: "messages too many or few",
 }
 
 
@@ -86,7 +87,7 @@ def _run_all(seeds: list[int], jobs: int) -> Iterator[Seed]:
 
 
 def _said(counts: Counter[str]) -> str:
-    names = ("seeds", "lives", "kills", "freezes", "jobs", "tasks", "calls", "faults")
+    names = ("seeds", "lives", "kills", "freezes", "functions", "messages", "jobs", "tasks", "calls", "faults")
     parts = [f"{counts[name]:,} {name}" for name in names if counts[name]]
     parts += [f"{counts[name]:,} {name}" for name in (*_COUNTED.values(), "errors")]
     return ", ".join(parts)

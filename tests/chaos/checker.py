@@ -1,5 +1,5 @@
 """
-Seven points that must hold of every history, whatever went wrong in it.
+Eight points that must hold of every history, whatever went wrong in it.
 
 Each compares what the fake AWS knows to be true with what the lives were told and what was written down. Plain
 functions of a `History`: a doctored one shows that each can turn red.
@@ -30,6 +30,7 @@ POINTS: Final = {
     5: "nothing is left running",
     6: "lines are read whole and in order",
     7: "no more is asked than AWS gives",
+    8: "who is told of ends is told of each once",
 }
 
 _CLOCKS: Final = 2.0
@@ -56,7 +57,17 @@ class Violation:
 
 def violations(history: History) -> list[Violation]:
     """Return everything that did not hold."""
-    points = (wrong, started_twice, alive_together, recorded, untrue, left_running, unread, asked_too_much)
+    points = (
+        wrong,
+        started_twice,
+        alive_together,
+        recorded,
+        untrue,
+        left_running,
+        unread,
+        asked_too_much,
+        told_of_ends,
+    )
     return [Violation(number, said) for number, point in enumerate(points) for said in point(history)]
 
 
@@ -100,8 +111,9 @@ def recorded(history: History) -> Iterator[str]:
     """Point 3."""
     for key in history.jobs:
         pages = [page for page in history.pages.get(key, []) if page is not None]
-        final = [page for page in pages if page.ended_at is not None]
-        if len(final) != 1 or history.pages[key][-1] is not final[0]:
+        final = list(_final_records(pages))
+        last = history.pages[key][-1] if pages else None
+        if len(final) != 1 or last is None or last.ended_at is None:
             yield f"{key} has {len(final)} final records, among {len(history.pages.get(key, []))} pages"
             continue
         result = final[0].result
@@ -112,6 +124,19 @@ def recorded(history: History) -> Iterator[str]:
         # A key that nobody has chosen is nobody's to ask for again.
         if history.jobs[key].key is not None and not any(told.key == key for told in history.told):
             yield f"nobody was told how {key} ended"
+
+
+def _final_records(pages: list[Page]) -> Iterator[Page]:
+    """Yield the final records that were written, without the notes on them of who is told of the end."""
+    before: Page | None = None
+    for page in pages:
+        if page.ended_at is None:
+            continue
+        bare = attrs.evolve(page, callback=None, revision=0)
+        is_note = before is not None and before.callback != page.callback
+        if not (is_note and before is not None and bare == attrs.evolve(before, callback=None, revision=0)):
+            yield page
+        before = page
 
 
 def untrue(history: History) -> Iterator[str]:
@@ -373,6 +398,28 @@ def asked_too_much(history: History) -> Iterator[str]:
     for token, times in history.sent_again.items():
         if times:
             yield f"the token {token[:6]} was sent {times} times more by a life that knew of its refusal"
+
+
+def told_of_ends(history: History) -> Iterator[str]:
+    """Point 8: nobody can do that who is killed between the message and the note that it was sent."""
+    for key, job in history.jobs.items():
+        page, sent = _final(history, key), [told for told in history.sent if told.key == key]
+        result = page.result if page is not None else None
+        if result is None:
+            if sent:
+                yield f"{sent[0].life} told of the end of {key}, which has none"
+            continue
+        for told in sent:
+            if told.result != result:
+                yield f"{told.life} told of another end of {key}: {_difference(told.result, result)}"
+        again = [told for told in sent if told.life not in history.killed]
+        if len(again) > 1:
+            yield f"of the end of {key} was told {len(again)} times, by {', '.join(told.life for told in again)}"
+        if again and history.noted.get(key) != again[0].life:
+            yield f"{again[0].life} told of the end of {key}, and did not write that down"
+        # Nobody has chosen the keys of those that one call launched, and their events are not a function's business.
+        if job.key is not None and result.attempts[-1].address in history.taken and not sent:
+            yield f"the event of the end of {key} was taken, and nobody told"
 
 
 def _final(history: History, key: str) -> Page | None:

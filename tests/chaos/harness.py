@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import logging
 import math
 import random as the_random
@@ -12,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Generator, Iterator
 from datetime import datetime
+from itertools import count
 from random import Random
 from typing import Any
 from unittest.mock import patch
@@ -38,6 +40,7 @@ from fargate_runner import (
 )
 from fargate_runner._backend import Identity, Together
 from fargate_runner._journal import Page
+from fargate_runner.aws_lambda import on_task_event
 from fargate_runner.backends.ecs._api import Budget
 from fargate_runner.backends.ecs._wire import started_by
 from fargate_runner.telemetry import Event, JobAccepted, JobDetached, JobEnded, JobQueued, JobRefused
@@ -45,12 +48,13 @@ from fargate_runner.testing.aws import FakeAws, Fault, TaskTruth
 from fargate_runner.testing.aws._client import FakeSession
 from fargate_runner.testing.clock import VirtualClock
 from tests.chaos.lives import Book, FreezingLoop, Killed, LifesJournal, Mortal, Wire, undertaker
-from tests.chaos.plan import Freeze, Lifetime, Plan, Window, plan_of, script, stuck
+from tests.chaos.plan import Freeze, Lifetime, Plan, Supervision, Window, plan_of, script, stuck
 
 __all__ = ["History", "Placed", "Read", "Span", "Told", "live_through"]
 
 NETWORK = Network(subnets=["subnet-0aaaaaaaa00000001", "subnet-0bbbbbbbb00000001"])
 ROLES = Roles(execution="arn:aws:iam::123456789012:role/execution")
+_FUNCTIONS_LOG = logging.getLogger("fargate_runner.aws_lambda._handler")
 _STUCK_RATE = 0.02
 _LONGEST_LIFE = 10 * 3600.0
 """Virtual seconds. No job takes so long; whoever still waits then will wait for ever."""
@@ -131,6 +135,14 @@ class History:
     in_order: bool
     """Whether CloudWatch took lines in in their order. If not, a reader gets late ones late."""
     ended: float
+    sent: list[Told] = attrs.field(factory=list)
+    """What those were told of ends who are told by functions."""
+    noted: dict[str, str] = attrs.field(factory=dict)
+    """By key, the function that wrote down that this was done."""
+    taken: set[str] = attrs.field(factory=set)
+    """The tasks whose ends a function was called with, and was done with."""
+    killed: set[str] = attrs.field(factory=set)
+    """The lives that were killed."""
     calls: Counter[str] = attrs.field(factory=Counter)
     faults: Counter[str] = attrs.field(factory=Counter)
     refused: Counter[str] = attrs.field(factory=Counter)
@@ -144,6 +156,9 @@ class History:
     lives: int = 0
     kills: int = 0
     freezes: int = 0
+    functions: int = 0
+    """How many functions were called with events, until they died or were given up."""
+    function_steps: dict[str, int] = attrs.field(factory=dict)
     steps: int = 0
     """Of all lives, as far as they count."""
     called: Counter[str] = attrs.field(factory=Counter)
@@ -165,6 +180,8 @@ class History:
             calls=self.calls.total(),
             faults=self.faults.total(),
             replays=self.replays,
+            functions=self.functions,
+            messages=len(self.sent),
             unknown=sum(
                 attempt.outcome.kind is Kind.UNKNOWN
                 for pages in self.pages.values()
@@ -210,7 +227,7 @@ class Years:
             latency=(0.01, 0.2),
             chaos=plan.chaos,
             ingestion=plan.ingestion,
-            delivery=plan.events,
+            delivery=plan.events or (plan.supervision.delivery if plan.supervision is not None else None),
             validate=False,
         )
         self.aws.refused = Counter()
@@ -229,6 +246,7 @@ class Years:
             readings=[],
             cancelled={},
             left=[],
+            noted=self.book.noted,
             silences=[],
             wrong=[],
             zero=self.clock.utcnow(),
@@ -240,6 +258,14 @@ class Years:
     def now(self) -> float:
         return self.clock.time()
 
+    @property
+    def budget(self) -> Budget | None:
+        """Processes that share an account say so, as the reference tells them to."""
+        together = 1 + any(lifetime.twin for lifetime in self.plan.lives)
+        if self.plan.supervision is not None:
+            together += self.plan.supervision.functions
+        return Budget(share=0.8 / together) if together > 1 else None
+
     def run(self) -> History:
         the_random.seed(self.plan.seed)  # the pauses between tries of a call, and between attempts
         with warnings.catch_warnings():
@@ -247,12 +273,22 @@ class Years:
             warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
             # What is wrong is told by the checker; that AWS is not well today, everybody knows.
             logging.getLogger("fargate_runner").setLevel(logging.CRITICAL)
+            complaints = _Complaints(self.history.wrong)
+            _FUNCTIONS_LOG.setLevel(logging.ERROR)
+            _FUNCTIONS_LOG.addHandler(complaints)
+            _FUNCTIONS_LOG.propagate = False
             try:
-                keys = Random(f"{self.plan.seed}/keys")
-                with patch("secrets.token_hex", lambda size: f"{keys.getrandbits(8 * size):0{2 * size}x}"):
+                keys, claims = Random(f"{self.plan.seed}/keys"), Random(f"{self.plan.seed}/claims")
+                with (
+                    patch("secrets.token_hex", lambda size: f"{keys.getrandbits(8 * size):0{2 * size}x}"),
+                    patch("secrets.randbelow", claims.randrange),
+                ):
                     anyio.run(self._run, backend_options={"loop_factory": self._loop})
             finally:
                 logging.getLogger("fargate_runner").setLevel(logging.NOTSET)
+                _FUNCTIONS_LOG.removeHandler(complaints)
+                _FUNCTIONS_LOG.setLevel(logging.NOTSET)
+                _FUNCTIONS_LOG.propagate = True
         return self._told_by_all()
 
     def _loop(self) -> asyncio.AbstractEventLoop:
@@ -268,8 +304,14 @@ class Years:
         if self.plan.events is not None:
             await self._make_queues()
         self.aws.faults.add(*(attrs.evolve(fault) for fault in self.plan.faults))
+        functions: Functions | None = None
+        if self.plan.supervision is not None:
+            functions = Functions(self, self.plan.supervision)
+            await functions.make_queue()
         async with anyio.create_task_group() as background:
             self._background = background
+            if functions is not None:
+                functions.start(background)
             for number, lifetime in enumerate(self.plan.lives):
                 for outage in self.plan.outages:
                     if outage.life == number:
@@ -285,6 +327,8 @@ class Years:
                 while self.alive:
                     await anyio.sleep(60)
                 await self._lives(last + 1, self.plan.lives[last], is_last=True)
+            if functions is not None and not await functions.took_all():
+                self.history.wrong.append("no function is done with the events that it gets")
             background.cancel_scope.cancel()
         await self._wind_down()
 
@@ -363,6 +407,7 @@ class Years:
             mortal.die()
         if mortal.dead:
             self.history.kills += 1
+            self.history.killed.add(name)
         self.history.steps += mortal.steps
         self.history.called += mortal.calls
         if freezing is not None:
@@ -531,8 +576,7 @@ class _Life:
             log_cadence=plan.log_cadence,
             # Each backend that is open at a time has a queue of its own.
             events=None if plan.events is None else "events-b" if "b" in self._mortal.name else "events",
-            # Two processes that share an account say so, as the reference tells them to.
-            budget=Budget(share=0.4) if any(lifetime.twin for lifetime in plan.lives) else None,
+            budget=years.budget,
         )
         journal = LifesJournal(years.book, self._mortal, slowest=plan.slowest_write, troubles=lifetime.journal_troubles)
         watching = [self._notice] if lifetime.crowd else []
@@ -791,6 +835,164 @@ class _Life:
             await handle.stop()
         except (BackendError, JournalError, RunnerClosed, JobNotFound):
             pass
+
+
+class Functions:
+    """
+    Lambda, as far as it calls a supervisor with what its queue has: several at a time, each killed now and then.
+
+    What one was about is delivered again, to whichever comes first.
+    """
+
+    QUEUE = "ends"
+
+    def __init__(self, years: Years, how: Supervision) -> None:
+        self._years = years
+        self._how = how
+        self._url = ""
+        self._under_way: set[str] = set()
+
+    async def make_queue(self) -> None:
+        """Have the ends of our tasks come into a queue."""
+        aws = self._years.aws
+        self._url = (await aws.sqs.call("CreateQueue", {"QueueName": self.QUEUE}))["QueueUrl"]
+        pattern = {
+            "source": ["aws.ecs"],
+            "detail": {"lastStatus": ["STOPPED"], "startedBy": [{"prefix": "fr/default/"}]},
+        }
+        await aws.events.call("PutRule", {"Name": self.QUEUE, "EventPattern": json.dumps(pattern)})
+        arn = f"arn:aws:sqs:{aws.region}:{aws.account}:{self.QUEUE}"
+        await aws.events.call("PutTargets", {"Rule": self.QUEUE, "Targets": [{"Id": "queue", "Arn": arn}]})
+
+    def start(self, background: Any) -> None:
+        for number in range(self._how.functions):
+            background.start_soon(self._one_after_another, number)
+
+    async def took_all(self) -> bool:
+        """Wait until nothing is left in the queue, and return whether that came to be."""
+        asked = {"QueueUrl": self._url, "AttributeNames": ["All"]}
+        for _ in range(500):
+            found = (await self._years.aws.sqs.call("GetQueueAttributes", asked))["Attributes"]
+            if not any(int(count) for name, count in found.items() if name.startswith("ApproximateNumberOf")):
+                return True
+            await anyio.sleep(30)
+        return False
+
+    async def _one_after_another(self, number: int) -> None:
+        random = Random(f"{self._years.plan.seed}/function/{number}")
+        for generation in count():
+            await self._live(f"function {number}.{generation}", random)
+            await anyio.sleep(random.choice((0.0, random.uniform(0, 60))))
+
+    async def _live(self, name: str, random: Random) -> None:
+        years, history = self._years, self._years.history
+        dies_at: float = random.randint(1, 60) if random.random() < self._how.mortality else math.inf
+        if not history.functions:
+            dies_at = min(dies_at, self._how.dies_at)
+        mortal = Mortal(name, random, dies_at=dies_at, every_call=True)
+        history.functions += 1
+        root = mortal.start(self._be_called(mortal, batches=random.randint(1, 8)))
+        death = asyncio.ensure_future(mortal.died.wait())
+        try:
+            await asyncio.wait({root, death}, return_when=asyncio.FIRST_COMPLETED)
+            if mortal.dead:
+                history.kills += 1
+                history.killed.add(name)
+            elif (error := root.exception()) is not None:
+                history.wrong.append(f"{name} crashed: {_whole(error)}")
+        finally:
+            history.function_steps.setdefault(name, mortal.steps)
+            mortal.die()
+            with anyio.CancelScope(shield=True):
+                await mortal.bury()
+            death.cancel()
+            years.alive -= name in self._under_way
+            self._under_way.discard(name)
+
+    async def _be_called(self, mortal: Mortal, *, batches: int) -> None:
+        years, plan = self._years, self._years.plan
+        session: Any = FakeSession(Wire(mortal, years.aws, years.history.sent_again), region_name=years.aws.region)  # type: ignore[arg-type]
+        backend = EcsBackend(
+            "jobs",
+            network=NETWORK,
+            roles=ROLES,
+            capacity=plan.capacity,
+            session=session,
+            region=years.aws.region,
+            utcnow=years.clock.utcnow,
+            cadence=plan.cadence,
+            log_cadence=plan.log_cadence,
+            budget=years.budget,
+        )
+        journal = LifesJournal(years.book, mortal, slowest=plan.slowest_write, troubles=self._how.journal_troubles)
+        pattern = Runner(backend, journal=journal, utcnow=years.clock.utcnow)
+        backend.stays_warm = journal.stays_warm = True
+
+        async def tell(result: JobResult) -> None:
+            await anyio.sleep(mortal.random.uniform(0, 2))
+            mortal.step()
+            at = years.now
+            years.history.sent.append(Told(life=mortal.name, key=result.key, at=at, result=result))
+            await anyio.sleep(mortal.random.uniform(0, 2))
+            mortal.step()
+
+        for _ in range(batches):
+            messages = await self._received(mortal)
+            years.alive += 1
+            self._under_way.add(mortal.name)
+            event = {"Records": [_record(message) for message in messages]}
+            try:
+                async with pattern._anew() as runner:
+                    answer = await on_task_event(event, runner, notify=tell)
+            except (BackendError, JournalError):  # the runner could not be opened, or a call failed
+                answer = {"batchItemFailures": [{"itemIdentifier": each["MessageId"]} for each in messages]}
+            assert isinstance(answer, dict)
+            again = {each["itemIdentifier"] for each in answer["batchItemFailures"]}
+            for message in messages:
+                if message["MessageId"] not in again and not mortal.dead:
+                    await years.aws.sqs.call(
+                        "DeleteMessage", {"QueueUrl": self._url, "ReceiptHandle": message["ReceiptHandle"]}
+                    )
+                    years.history.taken.add(json.loads(message["Body"])["detail"]["taskArn"])
+            years.alive -= 1
+            self._under_way.discard(mortal.name)
+
+    async def _received(self, mortal: Mortal) -> list[dict[str, Any]]:
+        """Wait for a batch. It is Lambda that asks, not the function, and its calls do not fail."""
+        asked = {
+            "QueueUrl": self._url,
+            "MaxNumberOfMessages": mortal.random.choice((1, 10)),
+            "WaitTimeSeconds": 20,
+            "VisibilityTimeout": 300,
+        }
+        while True:
+            if messages := (await self._years.aws.sqs.call("ReceiveMessage", asked)).get("Messages"):
+                return list(messages)
+
+
+def _record(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message of SQS as Lambda hands it to a function."""
+    return {
+        "messageId": message["MessageId"],
+        "receiptHandle": message["ReceiptHandle"],
+        "body": message["Body"],
+        "attributes": {},
+        "eventSource": "aws:sqs",
+        "eventSourceARN": f"arn:aws:sqs:us-east-1:123456789012:{Functions.QUEUE}",
+    }
+
+
+class _Complaints(logging.Handler):
+    """Hears what goes wrong for single events: that AWS or the journal do not answer is no surprise."""
+
+    def __init__(self, wrong: list[str]) -> None:
+        super().__init__(logging.ERROR)
+        self._wrong = wrong
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, (BackendError, JournalError)):
+            self._wrong.append(f"{record.getMessage()}: {error!r}")
 
 
 def _each(group: BaseExceptionGroup) -> Iterator[BaseException]:

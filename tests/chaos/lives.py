@@ -250,6 +250,8 @@ class Book:
         self._journal = MemoryJournal()
         self.history: dict[str, list[Page | None]] = {}
         """Every page that was committed, in order; None where it was forgotten."""
+        self.noted: dict[str, str] = {}
+        """By key, the life that first wrote down that somebody was told of its end."""
 
     @property
     def keys(self) -> list[str]:
@@ -300,7 +302,13 @@ class LifesJournal(Journal):
         return await self._do(lambda: self._book.read(key))
 
     async def write(self, page: Page) -> Page:
-        return await self._do(lambda: self._book.write(page))
+        async def write() -> Page:
+            written = await self._book.write(page)
+            if page.callback is not None and page.callback.told_at is not None:
+                self._book.noted.setdefault(page.key, self._life.name)
+            return written
+
+        return await self._do(write)  # type: ignore[no-any-return]
 
     async def open_pages(self) -> AsyncGenerator[Page]:
         for key in self._book.keys:

@@ -25,7 +25,7 @@ from fargate_runner.testing.aws import (
 )
 from tests.contract.ecs_words import IMAGE
 
-__all__ = ["Freeze", "Lifetime", "Outage", "Plan", "Window", "plan_of", "script", "stuck"]
+__all__ = ["Freeze", "Lifetime", "Outage", "Plan", "Supervision", "Window", "plan_of", "script", "stuck"]
 
 SPOT_FIRST: Final = (Capacity.spot(), Capacity.spot(), Capacity.fargate())
 
@@ -103,6 +103,21 @@ class Outage:
 
 
 @attrs.frozen(kw_only=True)
+class Supervision:
+    """That functions are called with the events of ended tasks, beside the lives, as Lambda calls them from a queue."""
+
+    functions: int
+    """How many run at a time."""
+    mortality: float
+    """How often one is killed in the middle; the next one begins soon."""
+    delivery: Delivery
+    """How events come in, unless the lives have said."""
+    journal_troubles: float
+    dies_at: float = math.inf
+    """At this step, the first one is killed for sure."""
+
+
+@attrs.frozen(kw_only=True)
 class Plan:
     """Everything that a seed says."""
 
@@ -126,7 +141,8 @@ class Plan:
     crowd: Job | None = None
     """What a life maps that maps many identical jobs."""
     events: Delivery | None = None
-    """How events of tasks come in, if anybody listens to them."""
+    """How events of tasks come in, if a life listens to them."""
+    supervision: Supervision | None = None
 
 
 def _log_uniform(random: Random, least: float, most: float) -> float:
@@ -279,6 +295,18 @@ def _events(random: Random) -> Delivery:
     )
 
 
+def _supervision(random: Random) -> Supervision | None:
+    if random.random() >= 0.3:
+        return None
+    delivery = attrs.evolve(_events(random), lost=random.choice((0.0, 0.1, 0.5)))
+    return Supervision(
+        functions=random.choice((1, 2, 3)),
+        mortality=random.choice((0.0, 0.3, 0.8)),
+        delivery=delivery,
+        journal_troubles=random.choice((0.0, 0.0, 0.02, 0.1)),
+    )
+
+
 def plan_of(seed: int) -> Plan:
     """Return what a seed says."""
     random = Random(f"chaos/{seed}")
@@ -351,4 +379,5 @@ def plan_of(seed: int) -> Plan:
         slowest_write=random.choice((0.0, 0.05)),
         crowd=_job(random, 0).with_(key=None, name="crowd") if crowds else None,
         events=_events(random) if random.random() < 0.35 else None,
+        supervision=_supervision(Random(f"chaos/{seed}/supervision")),
     )

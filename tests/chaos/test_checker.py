@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from fargate_runner import Attempt, Job, JobResult, Kind, LogLine, Outcome, Proof, Retry
-from fargate_runner._journal import Page
+from fargate_runner._journal import Callback, Page
 from fargate_runner.testing.aws import ContainerTruth, TaskTruth
 from tests.chaos.checker import POINTS, violations
 from tests.chaos.harness import History, Orphan, Placed, Read, Span, Told
@@ -110,6 +110,18 @@ def stopped(number: int, begun: float, code: str | None, exit_code: int | None =
     return task(number, begun, exit_code, stop_code=code)
 
 
+TOLD = Told(life="f", key="k", at=101.0, result=result(*GOOD))
+CLAIMED = attrs.evolve(page(*GOOD), callback=Callback(claimed_until=moment(160)))
+NOTED = attrs.evolve(page(*GOOD), callback=Callback(told_at=moment(102)))
+
+
+def messages(*sent: Told, **changes: Any) -> History:
+    """The same, and a function tells of the end."""
+    pages = {"k": [page(ended=None), page(*GOOD), CLAIMED, NOTED]}
+    known: dict[str, Any] = {"pages": pages, "sent": [*sent], "noted": {"k": "f"}, "taken": {"arn-2"}}
+    return history(**known | changes)
+
+
 WATCHED = [Span(life="0", key="k", begun=0.0, ended=300.0, owned=True)]
 DOCTORED: dict[str, tuple[int, History]] = {
     "a life was told nonsense": (0, history(wrong=["a KeyConflict that is none"])),
@@ -129,6 +141,16 @@ DOCTORED: dict[str, tuple[int, History]] = {
     "a job has two final records": (3, history(pages={"k": [page(*GOOD), page(*GOOD)]})),
     "a final record was changed": (3, history(pages={"k": [page(*GOOD), page(ended=None)]})),
     "a final record was forgotten": (3, history(pages={"k": [page(*GOOD), None]})),
+    "a final record was written again, with a note": (
+        3,
+        messages(TOLD, pages={"k": [page(*GOOD), attrs.evolve(page(*GOOD, ended=101.0), callback=Callback())]}),
+    ),
+    "an end was told twice": (8, messages(TOLD, attrs.evolve(TOLD, life="g"))),
+    "an end was told twice by one": (8, messages(TOLD, TOLD)),
+    "an end was told that is none": (8, messages(TOLD, pages={"k": [page(ended=None)]})),
+    "another end was told": (8, messages(attrs.evolve(TOLD, result=result(GOOD[0])))),
+    "an end was told and nobody wrote that down": (8, messages(TOLD, noted={})),
+    "an event was taken and nobody was told": (8, messages()),
     "two lives were told different ends": (
         3,
         history(
@@ -252,6 +274,9 @@ EXCUSED: dict[str, History] = {
     "one that somebody cancelled is not run again": history(
         GOOD[0], tasks=[task(1, 0, 3)], readings=[], cancelled={"k": 45.0}
     ),
+    "an end is told once": messages(TOLD),
+    "an end is told again if who told it was killed": messages(attrs.evolve(TOLD, life="g"), TOLD, killed={"g"}),
+    "an end of which no event came is not told": messages(noted={}, taken={"arn-1"}),
     "lines that came late are read late": history(
         readings=[Read(life="0", key="k", lines=("two", "one", *LINES))], in_order=False
     ),

@@ -18,10 +18,10 @@ import pytest
 from fargate_runner import Job, Kind, Retry
 from fargate_runner.backends.ecs._logs import LogCadence
 from fargate_runner.backends.ecs._watch import Cadence
-from fargate_runner.testing.aws import Chaos
+from fargate_runner.testing.aws import Chaos, Delivery
 from tests.chaos.checker import violations
 from tests.chaos.harness import History, Years
-from tests.chaos.plan import Freeze, Lifetime, Plan
+from tests.chaos.plan import Freeze, Lifetime, Plan, Supervision
 from tests.contract.ecs_words import IMAGE
 from tests.ecs.test_faults import KINDS
 
@@ -153,3 +153,40 @@ def test_killed_right_after_any_fault_at_any_call_it_ends_once(story: str, calle
     )
 
     check(history, story)
+
+
+def lived_by_functions(story: str, dies_at: float) -> History:
+    """Let a life submit and leave, and functions see the story to its end; the first of them dies at a step."""
+    plan = Plan(
+        seed=0,
+        jobs=(STORIES[story][0],),
+        lives=(Lifetime(how="submit", leaves="leaves", at=10.0, gap=1800.0), SEES_IT_THROUGH),
+        chaos=Chaos(seed=0),
+        cadence=Cadence(period=20.0),
+        log_cadence=LogCadence(period=20.0),
+        calm_after=1e9,
+        supervision=Supervision(
+            functions=1,
+            mortality=0.0,
+            delivery=Delivery(duplicated=1.0, copies=3, in_order=False, most=60.0),
+            journal_troubles=0.0,
+            dies_at=dies_at,
+        ),
+    )
+    return Years(plan).run()
+
+
+def steps_of_functions() -> Iterator[Any]:
+    for story in ("succeeds", "is retried"):
+        for step in range(1, lived_by_functions(story, math.inf).function_steps["function 0.0"] + 1):
+            yield pytest.param(story, step, id=f"{story}-{step}")
+
+
+@pytest.mark.parametrize(("story", "step"), list(steps_of_functions()))
+def test_killed_at_any_step_a_function_is_followed_by_one_that_tells_of_the_end(story: str, step: int) -> None:
+    history = lived_by_functions(story, step)
+
+    check(history, story)
+    assert history.killed == {"function 0.0"}
+    assert history.noted["job"] == history.sent[-1].life
+    assert history.sent[-1].at < 1800  # nobody else had to look after it

@@ -224,6 +224,7 @@ class TestInit:
             (["--name", "My Jobs"], "--name 'My Jobs': not a name for all that is made; use 3 to 24 small letters"),
             (["--namespace", "a b"], "--namespace 'a b': not a namespace; use 1 to 64 letters"),
             (["--retention-days", "31"], "--retention-days 31: CloudWatch Logs keeps no such time"),
+            (["--notify", "done"], "--notify 'done': not the ARN of an SQS queue, an SNS topic or an event bus"),
             (["--spill-to", "bucket"], "--spill-to 'bucket': not a place in S3; write it like 's3://bucket/prefix'"),
         ],
         ids=str,

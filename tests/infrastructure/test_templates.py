@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,12 +33,15 @@ WHOLE = Stack(
     tags=True,
     spill_to="s3://variables/jobs",
     secret_prefix="/jobs/secrets",
+    notify="arn:aws:sqs:us-east-1:123456789012:reports-done",
+    task_tokens=True,
 )
 STACKS = {"plain": PLAIN, "whole": WHOLE}
 FORMATS: tuple[Format, ...] = ("cloudformation", "sam", "terraform")
 SUBNET = "subnet-0aaaaaaaa00000001"
 EXECUTION, TASK = (f"arn:aws:iam::{ACCOUNT}:role/{name}" for name in ("execution", "task"))
 
+SUPERVISORS = ("Supervisor", "SupervisorTrigger", "EndsQueue", "EndsQueuePolicy", "EndsRule")
 CFN_LINT = "from cfnlint.runner import main; main()"
 
 every_stack = pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
@@ -62,7 +66,8 @@ class TestEveryFormat:
         text = template(WHOLE, form)
 
         options = "--namespace night --retention-days 365 --spill-to s3://variables/jobs --secret-prefix /jobs/secrets"
-        assert f"fargate-runner init --format {form} --name {WHOLE.name} {options} --tags\n" in text
+        options = f"{options} --notify {WHOLE.notify} --tags --task-tokens"
+        assert f"fargate-runner init --format {form} --name {WHOLE.name} {options}\n" in text
 
     def test_has_nothing_left_to_put_in(self, form: Format) -> None:
         assert "@" not in template(WHOLE, form)
@@ -91,6 +96,22 @@ class TestCloudFormation:
         assert made.properties("CallerPolicy")["PolicyDocument"] == caller_policy(wanted(stack))
         (inline,) = made.properties("ExecutionRole")["Policies"]
         assert inline["PolicyDocument"] == execution_policy(wanted(stack))
+
+    def test_its_functions_may_tell_whom_they_are_to_tell(self, form: Format, stack: Stack) -> None:
+        made = Template(template(stack, form))
+        (inline,) = made.properties("FunctionRole")["Policies"]
+
+        may = {
+            (action, resource)
+            for statement in inline["PolicyDocument"]["Statement"]
+            for action in statement["Action"]
+            for resource in statement["Resource"]
+        }
+        telling = {("sqs:GetQueueUrl", stack.notify), ("sqs:SendMessage", stack.notify)} if stack.notify else set()
+        answers = {("states:SendTaskFailure", "*"), ("states:SendTaskSuccess", "*")} if stack.task_tokens else set()
+        queues = (f"{stack.queue}-dead", stack.ends)
+        own = {(action, of) for action, of in may if action.startswith("logs:") or of.endswith(queues)}
+        assert may - own == telling | answers
 
     async def test_its_queue_and_rule_are_those_of_make_events(
         self, form: Format, stack: Stack, aws: FakeAws, clock: VirtualClock
@@ -133,10 +154,27 @@ class TestCloudFormation:
 
         conditions = {name: one.get("Condition") for name, one in none.resources.items()}
         assert conditions["Submit"] == "HasHandler"
-        assert conditions["Supervisor"] == conditions["SupervisorPermission"] == "HasSupervisor"
+        assert {conditions[name] for name in SUPERVISORS} == {"HasSupervisor"}
         assert not any(map(none.holds, none.body["Conditions"]))
         assert all(map(both.holds, both.body["Conditions"]))
-        assert [target["Id"] for target in both.properties("EventsRule")["Targets"]] == ["queue", "supervisor"]
+
+    def test_a_supervisor_gets_ends_through_a_queue_of_its_own(self, form: Format, stack: Stack) -> None:
+        made = Template(template(stack, form), SupervisorHandler="app.on_event")
+        queue, rule = made.properties("EndsQueue"), made.properties("EndsRule")
+        trigger, function = made.properties("SupervisorTrigger"), made.properties("Supervisor")
+        arn = f"arn:aws:sqs:{REGION}:{ACCOUNT}:{queue['QueueName']}"
+
+        expected = made.properties("EventsRule")["EventPattern"]
+        assert rule["EventPattern"] == expected | {"detail": expected["detail"] | {"lastStatus": ["STOPPED"]}}
+        assert [target["Arn"] for target in rule["Targets"]] == [trigger["EventSourceArn"]] == [arn]
+        (statement,) = made.properties("EndsQueuePolicy")["PolicyDocument"]["Statement"]
+        assert statement["Resource"] == arn
+        assert statement["Condition"]["ArnEquals"]["aws:SourceArn"].endswith(f":rule/{rule['Name']}")
+        assert trigger["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+        assert queue["VisibilityTimeout"] == 6 * function["Timeout"]
+        (inline,) = made.properties("FunctionRole")["Policies"]
+        takes = next(one for one in inline["PolicyDocument"]["Statement"] if one["Sid"] == "TakeEnds")
+        assert takes["Resource"] == [arn]
 
     async def test_a_function_may_do_what_it_does_where_it_is_told_to_run(
         self, form: Format, stack: Stack, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
@@ -186,6 +224,9 @@ class TestLimits:
             ("log_group.retention_days", 31),
             ("spill_to", "bucket"),
             ("secret_prefix", "jobs"),
+            ("notify", "reports-done"),
+            ("notify", "arn:aws:states:us-east-1:123456789012:stateMachine:reports"),
+            ("notify", "arn:aws:sqs:us-east-1:123456789012:*"),
         ],
     )
     def test_what_cannot_be_right_is_refused(self, field: str, value: Any) -> None:
@@ -221,6 +262,22 @@ class TestTerraform:
         execution = evaluated(text, '"aws_iam_role_policy" "execution"', "policy", tmp_path)
         assert execution == execution_policy(wanted(stack))
 
+    @pytest.mark.parametrize(
+        ("notify", "actions"),
+        [
+            ("arn:aws:sqs:us-east-1:123456789012:done.fifo", ["sqs:GetQueueUrl", "sqs:SendMessage"]),
+            ("arn:aws:sns:us-east-1:123456789012:done", ["sns:Publish"]),
+            ("arn:aws-cn:events:cn-north-1:123456789012:event-bus/default", ["events:PutEvents"]),
+        ],
+    )
+    def test_its_functions_may_tell_whom_they_are_to_tell(self, stack: Stack, notify: str, actions: list[str]) -> None:
+        text = template(attrs.evolve(stack, notify=notify), "terraform")
+
+        _, _, told = text.partition("TellOfEnds")
+        statement, _, _ = told.partition("}")
+        assert notify in statement
+        assert re.findall(r"\w+:[A-Z]\w+", statement) == actions
+
     def test_a_parser_reads_it(self, stack: Stack) -> None:
         hcl2 = pytest.importorskip("hcl2", reason="python-hcl2 is in the group test")
 
@@ -235,6 +292,7 @@ class TestTerraform:
             "aws_ecs_cluster_capacity_providers",
             "aws_iam_policy",
             "aws_iam_role",
+            "aws_lambda_event_source_mapping",
             "aws_lambda_function",
             "aws_security_group",
             "aws_sqs_queue",
@@ -244,5 +302,5 @@ class TestTerraform:
     def test_it_names_what_the_others_name(self, stack: Stack) -> None:
         text = template(stack, "terraform")
 
-        for name in (stack.name, stack.queue, f"{stack.queue}-dead", stack.table, stack.log_group):
+        for name in (stack.name, stack.queue, f"{stack.queue}-dead", stack.ends, stack.table, stack.log_group):
             assert f'"{name}"' in text

@@ -2,6 +2,7 @@
 Every service that is not ours to fake, answered by moto in this process: S3, STS, Secrets Manager, SSM, IAM, EC2, …
 
 moto is spoken to as the WSGI application it is, in worker threads: no second port, no thread that outlives the loop.
+Those of DynamoDB take turns: moto looks at a condition and writes in two steps, and between these another one would.
 It keeps what it knows per process. So two fake AWSes in one process share it, and the first one that opens finds it
 empty.
 """
@@ -45,6 +46,7 @@ class Moto:
         self._app: Callable[..., Iterable[bytes]] | None = None
         self._loading = anyio.Lock()
         self._threads = anyio.CapacityLimiter(_AT_ONCE)
+        self._in_turn = anyio.CapacityLimiter(1)
 
     @classmethod
     @asynccontextmanager
@@ -69,7 +71,9 @@ class Moto:
             if self._app is None:
                 self._app = await anyio.to_thread.run_sync(_application)
         environ = _environ(method, path, query, headers, body) | {"HTTP_X_MOTO_ACCOUNT_ID": self._account}
-        return await anyio.to_thread.run_sync(_run, self._app, environ, limiter=self._threads)
+        in_turn = environ.get("HTTP_X_AMZ_TARGET", "").startswith("DynamoDB_")
+        threads = self._in_turn if in_turn else self._threads
+        return await anyio.to_thread.run_sync(_run, self._app, environ, limiter=threads)
 
     async def call(self, service: str, operation: str, request: Mapping[str, Any]) -> dict[str, Any]:
         """
