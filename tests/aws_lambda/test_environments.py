@@ -30,6 +30,8 @@ from tests.aws_lambda.test_triggers import KEYS
 from tests.aws_lambda.wire import Cut, Wire, wire
 from tests.contract.ecs_words import script
 
+pytestmark = pytest.mark.sweep
+
 ROOT = Path(__file__).parents[2]
 MINUTES = 300.0
 
@@ -276,7 +278,6 @@ async def test_a_process_whose_main_fails_goes_on(aws: FakeAws, line: Wire, tmp_
     assert (failed["pending"], well(answer)) == (0, WELL)
 
 
-@pytest.mark.sweep
 @pytest.mark.parametrize("journal", [True, False], ids=["with a journal", "without"])
 async def test_each_event_delivered_five_times_shuffled_in_parallel_processes_starts_one_task(
     aws: FakeAws, line: Wire, tmp_path: Path, journal: bool

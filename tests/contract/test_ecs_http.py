@@ -17,6 +17,8 @@ from fargate_runner.testing.contract import BackendContract, Vocabulary
 from tests.contract.ecs_words import Words, script
 from tests.contract.test_ecs import NETWORK, ROLES
 
+pytestmark = pytest.mark.sweep
+
 SESSION = aioboto3.Session()  # reading botocore's models once is enough
 
 

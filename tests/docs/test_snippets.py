@@ -14,6 +14,8 @@ import pytest
 
 from tests.docs.snippets import ROOT, Block, SnippetError, blocks, check, check_words, script
 
+pytestmark = pytest.mark.sweep
+
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 

@@ -21,6 +21,8 @@ from fargate_runner.infrastructure import Finding, State, diagnose
 from fargate_runner.testing.aws import FakeAws
 from tests.infrastructure.patient import TRUST, bad, index, of, only
 
+pytestmark = pytest.mark.sweep
+
 ACCOUNT = "123456789012"
 IMAGE = f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/report:7"
 MANAGED = "arn:aws:iam::aws:policy/service-role/AmazonECSTaskExecutionRolePolicy"

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.sweep, pytest.mark.timeout(600)]
 
 PARTS = 5
 POINTS = how_many("FARGATE_RUNNER_KILLED_POINTS", 40)
-MOMENTS = how_many("FARGATE_RUNNER_KILLED_MOMENTS", 100)
+MOMENTS = how_many("FARGATE_RUNNER_KILLED_MOMENTS", 50)
 
 
 def plays(run: ContainerRun) -> ContainerScript:

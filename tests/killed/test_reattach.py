@@ -28,6 +28,8 @@ from fargate_runner.testing.clock import VirtualClock
 from tests.contract.ecs_words import Words, script
 from tests.ecs.conftest import NETWORK, ROLES
 
+pytestmark = pytest.mark.sweep
+
 MANY = 1000
 
 
