@@ -148,7 +148,7 @@ class Sketch(Mapping[str, Any]):
 
     def __init__(self, glance: object, raw: Any, loads: Callable[[Any], dict[str, Any]]) -> None:
         self._glance = glance
-        self._raw = raw
+        self._raw: Any = raw
         self._loads = loads
         self._whole: dict[str, Any] | None = None
 
