@@ -35,7 +35,7 @@ from fargate_runner.backends.ecs._watch import Cadence
 from tests.aws_lambda.samples import Context
 from tests.contract.ecs_words import Words
 from tests.ecs.conftest import NETWORK, ROLES
-from tests.killed.batch import SESSION
+from tests.killed.batch import CREDENTIALS
 
 _skew = timedelta()
 
@@ -102,7 +102,7 @@ def journal_of(url: str, journal: Path | str | None) -> Journal | None:
     kind, _, table = str(journal).partition(":")
     if kind != "dynamodb":
         return SqliteJournal(Path(journal))
-    return MortalJournal(table, session=SESSION, region="us-east-1", endpoint_url=url)
+    return MortalJournal(table, region="us-east-1", endpoint_url=url)
 
 
 def runner_maker(url: str, journal: Path | str | None) -> Callable[[], Runner]:
@@ -112,7 +112,6 @@ def runner_maker(url: str, journal: Path | str | None) -> Callable[[], Runner]:
             network=NETWORK,
             roles=ROLES,
             region="us-east-1",
-            session=SESSION,
             endpoint_url=url,
             utcnow=utcnow,
             cadence=Cadence.quick(),
@@ -145,6 +144,7 @@ def answer(handler: Handler, event: Any, limit: float | None = None) -> str:
 
 def main() -> None:
     global _skew
+    os.environ |= CREDENTIALS
     url, journal = sys.argv[1:3]
     if len(sys.argv) > 3:
         handler = make_supervisor(url, journal, sys.argv[3], utcnow=utcnow)

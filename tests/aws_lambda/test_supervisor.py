@@ -40,7 +40,6 @@ from tests.aws_lambda.samples import Context
 from tests.aws_lambda.test_environments import Died, Environment, environment
 from tests.contract.ecs_words import Words
 from tests.ecs.conftest import NETWORK, ROLES
-from tests.killed.batch import SESSION
 
 WORDS = Words()
 READS = {"ecs.DescribeTasks", "ecs.ListTasks"}
@@ -1180,7 +1179,7 @@ class TestFiveProcessesAndATable:
         crowd = Crowd(aws, tmp_path, dies)
 
         async with aws.serve(moto=True) as url:
-            await DynamoDBJournal("jobs", session=SESSION, region="us-east-1", endpoint_url=url).create_table()
+            await DynamoDBJournal("jobs", region="us-east-1", endpoint_url=url).create_table()
             async with runner_maker(url, "dynamodb:jobs")() as runner:
                 runner.detach()  # whatever is submitted is left running
                 for key in keys:

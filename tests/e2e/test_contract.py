@@ -1,11 +1,10 @@
-"""The contract on the ECS backend through a real aioboto3, over HTTP, with real containers behind the fake AWS."""
+"""The contract on the ECS backend with a session of its own, over HTTP, with real containers behind the fake AWS."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from typing import ClassVar
 
-import aioboto3
 import attrs
 import pytest
 
@@ -17,8 +16,6 @@ from fargate_runner.testing.contract import BackendContract, ShellVocabulary, Vo
 from tests.contract.test_ecs import NETWORK, ROLES
 
 pytestmark = pytest.mark.docker
-
-SESSION = aioboto3.Session()  # reading botocore's models once is enough
 
 
 @attrs.frozen
@@ -58,7 +55,6 @@ class TestEcsWithRealContainers(BackendContract):
                 roles=ROLES,
                 secret_prefix="/fargate-runner",
                 region=real.region,
-                session=SESSION,
                 endpoint_url=url,
                 cadence=Cadence.quick(),
                 log_cadence=LogCadence.quick(),

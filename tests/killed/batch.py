@@ -13,7 +13,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-import aioboto3
 import anyio
 import attrs
 
@@ -41,7 +40,8 @@ from fargate_runner.backends.ecs._watch import Cadence
 from tests.contract.ecs_words import Words
 from tests.contract.test_ecs import NETWORK, ROLES
 
-SESSION: Any = aioboto3.Session(aws_access_key_id="AKIAFAKE", aws_secret_access_key="fake", region_name="us-east-1")
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "AKIAFAKE", "AWS_SECRET_ACCESS_KEY": "fake"}
+"""For the environment of a process that speaks with the fake AWS."""
 IMAGE = "fargate-runner-test/busybox:latest"
 
 ENDS = {
@@ -256,7 +256,6 @@ def backend_of(plan: Plan) -> Backend:
         roles=ROLES,
         secret_prefix="/killed",
         region="us-east-1",
-        session=SESSION,
         endpoint_url=plan.url,
         cadence=Cadence.quick(),
         log_cadence=LogCadence.quick(),

@@ -46,6 +46,7 @@ class Life:
 
 def _main(plan: Plan, pipe: Connection) -> None:
     """The life of one process."""
+    os.environ |= batch.CREDENTIALS
     step = Steps(plan.kill_at, lambda name: pipe.send_bytes(name.encode()))
     anyio.run(batch.batch, plan, step)
 

@@ -6,6 +6,7 @@ It says what happens, a line each, and has no way to be told to stop.
 
 from __future__ import annotations
 
+import os
 import sys
 
 import anyio
@@ -14,16 +15,16 @@ from fargate_runner import EcsBackend, Job, Runner, SqliteJournal
 from fargate_runner.backends.ecs._logs import LogCadence
 from fargate_runner.backends.ecs._watch import Cadence
 from tests.contract.test_ecs import NETWORK, ROLES
-from tests.killed.batch import SESSION
+from tests.killed.batch import CREDENTIALS
 
 
 async def main(url: str, journal: str, jobs: int) -> None:
+    os.environ |= CREDENTIALS
     backend = EcsBackend(
         "jobs",
         network=NETWORK,
         roles=ROLES,
         region="us-east-1",
-        session=SESSION,
         endpoint_url=url,
         cadence=Cadence.quick(),
         log_cadence=LogCadence.quick(),

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import aiodocker  # noqa: F401 # pyright: ignore[reportUnusedImport]
 import tenacity  # noqa: F401 # pyright: ignore[reportUnusedImport]
 
+from fargate_runner.backends.ecs._lean import LeanSession
 from tests.killed import lives  # noqa: F401 # pyright: ignore[reportUnusedImport]
-from tests.killed.batch import SESSION
 
-
-async def _warm() -> None:
-    for service in ("ecs", "logs", "ssm"):
-        async with SESSION.client(service, endpoint_url="http://127.0.0.1:9"):
-            pass
-
-
-asyncio.run(_warm())
+for service in ("ecs", "logs", "ssm"):
+    LeanSession().make(service, {}, region_name="us-east-1", endpoint_url="http://127.0.0.1:9")
