@@ -299,6 +299,23 @@ class TestConnections:
 
         assert canned.connections == 2
 
+    async def test_take_another_address_where_the_first_says_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loop = asyncio.get_running_loop()
+        connect, looked_up = loop.sock_connect, loop.getaddrinfo
+
+        async def silent(sock: socket.socket, address: Any) -> None:
+            await (anyio.sleep_forever() if address[0] == "127.0.0.2" else connect(sock, address))
+
+        async def both(host: str, port: int, **options: Any) -> list[Any]:
+            return [found for each in ("127.0.0.2", "127.0.0.1") for found in await looked_up(each, port, **options)]
+
+        monkeypatch.setattr(loop, "sock_connect", silent)
+        monkeypatch.setattr(loop, "getaddrinfo", both)
+        async with server(OK) as canned, carrier() as ours:
+            reply = await ours.send(request(canned.url.replace("127.0.0.1", "localhost")))
+
+        assert (reply.status_code, canned.connections) == (200, 1)
+
     async def test_of_a_call_that_is_cancelled_are_cut(self) -> None:
         async with server() as canned, carrier() as ours:
             async with anyio.create_task_group() as tasks:

@@ -37,6 +37,8 @@ POOL: Final = 100
 """Connections of one client."""
 _KEPT: Final = 12.0
 """Seconds that an unused connection is good for; aiobotocore has the same (DEFAULT_KEEPALIVE_TIMEOUT)."""
+_HAPPY: Final = 0.25
+"""Seconds before another address of a host is tried beside the first, as RFC 8305 has it: IPv6 may lead nowhere."""
 _AT_ONCE: Final = 2**18
 """Bytes that are read before they are asked for: a look at a hundred tasks."""
 
@@ -345,7 +347,9 @@ class Carrier:
         scheme, host, port = place
         context = self._tls() if scheme == "https" else None
         with anyio.fail_after(self._connect_timeout):
-            reader, writer = await asyncio.open_connection(host, port, ssl=context, limit=_AT_ONCE)
+            reader, writer = await asyncio.open_connection(
+                host, port, ssl=context, limit=_AT_ONCE, happy_eyeballs_delay=_HAPPY
+            )
         connection = _Connection(reader, writer)
         self._all.add(connection)
         return connection
