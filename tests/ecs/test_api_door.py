@@ -429,6 +429,48 @@ class TestPatience:
 
         assert (error.trouble, error.code, error.in_doubt) == (Trouble.INVALID, "ParamValidation", False)
 
+    @pytest.mark.parametrize(
+        "then", [boto.NoCredentialsError(), boto.ProfileNotFound(profile="jobs"), ZeroDivisionError()], ids=named
+    )
+    async def test_what_an_earlier_try_may_have_done_stays_in_doubt(self, then: Exception) -> None:
+        api = Api(session=Session(boto.ReadTimeoutError(endpoint_url=URL), then))
+
+        async with api.running():
+            error = await failure(api, "ecs.RunTask", clientToken="t")
+
+        assert (error.trouble, error.in_doubt, error.code) == (Trouble.UNKNOWN, True, type(then).__name__)
+
+    async def test_credentials_that_are_renewed_and_expired_all_the_same_are_waited_for(self) -> None:
+        said = "Credentials were refreshed, but the refreshed credentials are still expired."
+        api = Api(session=Session(RuntimeError(said), DESCRIBED))
+
+        async with api.running():
+            reply = await api.call("ecs.DescribeTasks")
+
+        assert reply is DESCRIBED
+        assert api.stats.troubles[Trouble.EXPIRED.value] == 1
+
+    async def test_credentials_that_never_come_are_not_waited_for(self, clock: VirtualClock) -> None:
+        class Silent:
+            async def __aenter__(self) -> None:
+                await anyio.sleep_forever()
+
+            async def __aexit__(self, *_: object) -> None:
+                raise AssertionError("it was never entered")
+
+        class Asking:
+            region_name = "eu-west-1"
+
+            def client(self, name: str, **known: Any) -> Silent:
+                return Silent()
+
+        api = Api(session=Asking())
+        async with api.running():
+            with pytest.raises(BackendUnavailable, match="credentials takes too long") as raised:
+                await api.call("ecs.DescribeTasks")
+
+        assert (raised.value.operation, clock.time()) == ("ecs.DescribeTasks", 60)
+
     async def test_a_conflict_names_what_the_token_started(self) -> None:
         arn = "arn:aws:ecs:eu-west-1:111122223333:task/jobs/0"
         api = Api(session=Session(refused("ConflictException", "…", resourceIds=[arn])))

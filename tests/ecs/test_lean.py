@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import gc
 import ipaddress
 import socket
 import ssl
@@ -290,6 +291,45 @@ class TestConnections:
 
         assert canned.connections == 2
 
+    async def test_on_which_more_came_than_was_asked_for_are_not_used(self) -> None:
+        async with server(OK + OK, OK) as canned, carrier() as ours:
+            await ours.send(request(canned.url))
+            await ours.send(request(canned.url))
+
+        assert canned.connections == 2
+
+    async def test_on_which_something_came_meanwhile_are_not_used(self) -> None:
+        async with server(OK, OK) as canned, carrier() as ours:
+            await ours.send(request(canned.url))
+            ((kept,),) = ours._idle.values()
+            kept.reader.feed_data(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+            await ours.send(request(canned.url))
+
+        assert canned.connections == 2
+
+    async def test_that_are_made_while_all_are_closed_carry_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loop, asked, go = asyncio.get_running_loop(), anyio.Event(), anyio.Event()
+        connect = loop.sock_connect
+
+        async def slow(sock: socket.socket, address: Any) -> None:
+            asked.set()
+            await go.wait()
+            await connect(sock, address)
+
+        async def send() -> None:
+            with pytest.raises(exceptions.EndpointConnectionError):
+                await ours.send(request(canned.url))
+
+        monkeypatch.setattr(loop, "sock_connect", slow)
+        async with server(OK) as canned, carrier() as ours, anyio.create_task_group() as tasks:
+            tasks.start_soon(send)
+            await asked.wait()
+            await ours.aclose()
+            go.set()
+
+        assert canned.requests == []
+        assert ours._all == set()
+
     async def test_that_were_not_used_for_long_are_not_used(self) -> None:
         async with server(OK, OK) as canned, carrier() as ours:
             await ours.send(request(canned.url))
@@ -518,6 +558,42 @@ class TestClients:
 
         assert asked_in == [False]
         assert b"Credential=AKIANEW/" in canned.requests[0][1]
+
+    async def test_whose_credentials_are_old_again_at_once_are_asked_for_off_the_event_loop(self) -> None:
+        asked_in = []
+
+        def refresh() -> dict[str, str]:
+            asked_in.append(is_loop_running())
+            until = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=12)
+            return {"access_key": "AKIANEW", "secret_key": "x", "token": "t", "expiry_time": until.isoformat()}
+
+        soon = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1)
+        session = LeanSession()
+        session.core._credentials = RefreshableCredentials("AKIAOLD", "x", "t", soon, refresh, "test")
+        async with server(LISTED) as canned:
+            made = session.make("ecs", NO_CONFIG, region_name="us-east-1", endpoint_url=canned.url)
+            assert made is not None
+            asked_in.clear()
+            async with made as client:
+                await client.list_tasks()
+
+        assert set(asked_in) == {False}
+
+    def test_wait_for_credentials_with_the_collector_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        session, collects = LeanSession(), []
+        ask = session.core.get_credentials
+
+        def asked() -> Any:
+            collects.append(gc.isenabled())
+            return ask()
+
+        monkeypatch.setattr(session.core, "get_credentials", asked)
+        session.make("ecs", NO_CONFIG, region_name="us-east-1")
+
+        assert collects[0]
+
+    def test_trust_the_certificates_that_botocore_trusts(self) -> None:
+        assert not LeanSession()._tls().verify_flags & ssl.VERIFY_X509_STRICT
 
 
 def is_loop_running() -> bool:

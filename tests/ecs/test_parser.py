@@ -179,7 +179,17 @@ def test_a_page_that_is_read_at_a_glance_says_what_all_of_it_says(reads: str, bo
             assert repr(dict(sketch)) == repr(task)
 
 
-@pytest.mark.parametrize("body", [b'{"tasks": null}', b'{"failures": []}', b'{"tasks": [null]}', b"[]", b'{"tasks": 1'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"tasks": [{"a": "\xff"}]}',
+        b'{"tasks": null}',
+        b'{"failures": []}',
+        b'{"tasks": [null]}',
+        b"[]",
+        b'{"tasks": 1',
+    ],
+)
 def test_a_page_that_is_none_is_left_to_who_reads_all_of_it(body: bytes) -> None:
     assert _lean.json_loads()[1](body) is None
 

@@ -859,10 +859,13 @@ class Api:
         """Lend the client of a service."""
         client = self._clients.get(service)
         if client is None:
-            async with self._opening:
-                client = self._clients.get(service)
-                if client is None:
-                    client = self._clients[service] = await self._open(service)
+            with anyio.move_on_after(_LONGEST_TRY):
+                async with self._opening:
+                    client = self._clients.get(service)
+                    if client is None:
+                        client = self._clients[service] = await self._open(service)
+            if client is None:
+                raise _SlowCredentials(f"they did not come within {_LONGEST_TRY:.0f} seconds")
         client.users += 1
         try:
             yield client
@@ -1073,6 +1076,10 @@ class _Call:
             if api._loop is None:
                 raise RunnerClosed(f"the door to AWS was closed while {self._operation} was under way") from exc
             error = _translated(exc, self._operation, worked=api._worked)
+            if self._in_doubt and not isinstance(error, ApiError):
+                # What an earlier try may have done is not undone by what keeps this one from being sent.
+                code, said = type(exc).__name__, str(error) or type(exc).__name__
+                error = ApiError(self._operation, code, said, trouble=Trouble.UNKNOWN, in_doubt=True)
             await self._learn(error, buckets, generation)
             if error is exc:
                 raise
@@ -1149,11 +1156,16 @@ class _Lost(Exception):
     """There was no answer that means anything."""
 
 
+class _SlowCredentials(Exception):
+    """Whoever has the credentials did not hand them out in time."""
+
+
 _NO_CREDENTIALS: Final = (
     "no AWS credentials are known: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, choose a profile (AWS_PROFILE), "
     "log in (aws sso login), or run with a role"
 )
 _LOGGED_OUT: Final = "log in again: aws sso login"
+_SLOW: Final = "whoever has the AWS credentials takes too long: see the credential_process or the role of the profile"
 
 # Exceptions of botocore and aiohttp by name, so that reading one imports neither. The first name on the way to the
 # root counts. What is said before the library's own words, and what to try.
@@ -1164,6 +1176,7 @@ _CREDENTIALS: Final[Mapping[str, str]] = {
     "MetadataRetrievalError": _NO_CREDENTIALS,
     "RefreshWithMFAUnsupportedError": _NO_CREDENTIALS,
     "InfiniteLoopConfigError": _NO_CREDENTIALS,
+    "_SlowCredentials": _SLOW,
     "NoAuthTokenError": _LOGGED_OUT,
     "SSOError": _LOGGED_OUT,
     "TokenRetrievalError": _LOGGED_OUT,
@@ -1197,6 +1210,8 @@ def _translated(exc: Exception, operation: str, *, worked: bool = False) -> Exce
     if isinstance(response, Mapping):
         return _from_response(response, operation)
     said = str(exc).rstrip(".")
+    if type(exc) is RuntimeError and "credentials are still expired" in said:  # botocore has no name for it
+        return ApiError(operation, "ExpiredCredentials", said, trouble=Trouble.EXPIRED)
     for name in (cls.__name__ for cls in type(exc).__mro__):
         if name in _CREDENTIALS:
             if worked:  # there were some, so there may be again: a file that is being written, a service that restarts
