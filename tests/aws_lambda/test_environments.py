@@ -130,10 +130,12 @@ async def test_connections_that_the_server_cut_are_not_used_again(
 ) -> None:
     handler = make_handler(line.url, tmp_path / "jobs.sqlite")
 
+    cut = []
     for number in range(3):
         await anyio.to_thread.run_sync(handler, notice(str(number)))
-        assert line.cut(how) > 0
+        cut.append(line.cut(how))
 
+    assert any(cut)
     assert (pending(handler), troubles(handler)) == (0, 0)
     assert set(started(aws).values()) == {1}
     assert aws.calls.count("ecs.RunTask") == 3

@@ -1157,18 +1157,19 @@ class TestFiveProcessesAndATable:
         return "asyncio"  # real time, real sockets
 
     @pytest.mark.parametrize(
-        ("processes", "dies", "times"),
+        ("processes", "dies", "limit", "times"),
         [
-            pytest.param(5, "", 1, id="nobody dies"),
-            pytest.param(5, "record", 1, id="after the record"),
-            pytest.param(1, "record", 1, id="after the record with nobody beside it"),
-            pytest.param(5, "claim", 1, id="after the claim"),
-            # The message is sent, and nobody knows: docs/how-to/supervise-by-events.md allows for one more.
-            pytest.param(5, "told", 2, id="after the message"),
+            pytest.param(5, "", 30, {1}, id="nobody dies"),
+            pytest.param(5, "record", 30, {1}, id="after the record"),
+            pytest.param(1, "record", 30, {1}, id="after the record with nobody beside it"),
+            # The others wait for the claim, and may be cut off in the middle of telling, as by Lambda's limit. Then the
+            # message is sent, and nobody knows: docs/how-to/supervise-by-events.md allows for one more.
+            pytest.param(5, "claim", 7, {1, 2}, id="after the claim"),
+            pytest.param(5, "told", 7, {2, 3}, id="after the message"),
         ],
     )
     async def test_handle_a_copy_each_of_each_event_shuffled(
-        self, tmp_path: Path, processes: int, dies: str, times: int
+        self, tmp_path: Path, processes: int, dies: str, limit: float, times: set[int]
     ) -> None:
         # Who dies takes with it what it does for other jobs, so that one job is enough.
         keys = ["job/0"] if dies else ["job/0", "job/1"]
@@ -1176,7 +1177,7 @@ class TestFiveProcessesAndATable:
         clock = AheadClock()
         aws = quick_aws(clock=clock)
         await aws.call("sqs", "CreateQueue", {"QueueName": "done"})
-        crowd = Crowd(aws, tmp_path, dies)
+        crowd = Crowd(aws, tmp_path, dies, limit=limit)
 
         async with aws.serve(moto=True) as url:
             await DynamoDBJournal("jobs", region="us-east-1", endpoint_url=url).create_table()
@@ -1192,7 +1193,8 @@ class TestFiveProcessesAndATable:
 
         assert started(aws) == attempts
         messages = await received(aws, "done")
-        assert Counter(message["key"] for message in messages) == dict.fromkeys(keys, times)
+        counts = Counter(message["key"] for message in messages)
+        assert (set(counts), set(counts.values()) - times) == (set(keys), set())
         assert len({message["id"] for message in messages}) == len(keys)
         assert crowd.deaths == (1 if dies else 0)
         assert crowd.handled == processes * len(aws.events.emitted)
@@ -1201,8 +1203,9 @@ class TestFiveProcessesAndATable:
 class Crowd:
     """Processes that get every event, each in an order of its own; another one takes the place of who dies."""
 
-    def __init__(self, aws: FakeAws, directory: Path, dies: str) -> None:
+    def __init__(self, aws: FakeAws, directory: Path, dies: str, *, limit: float) -> None:
         self._aws = aws
+        self._limit = limit
         self._variables = {"DIES": dies, "DIES_ONCE": str(directory)}
         self._left: list[tuple[Environment, list[Any]]] = []
         self.handled = 0
@@ -1225,7 +1228,7 @@ class Crowd:
                     continue
                 batch = dice.sample(left, min(10, len(left)))
                 try:
-                    again = await self._call(process, batch, limit=7)
+                    again = await self._call(process, batch, limit=self._limit)
                 except Died:
                     self.deaths += 1
                     process = await born()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -149,6 +150,10 @@ def undertaker(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> as
     if life is not None:
         life.tasks[task] = None
         task.add_done_callback(lambda task, tasks=life.tasks: tasks.pop(task, None))
+        # anyio wraps what a group is to do. Cancelled before its first step, that never begins, and Python complains.
+        inner = getattr(coro.cr_frame.f_locals.get("self"), "_coro", None) if inspect.iscoroutine(coro) else None
+        if inspect.iscoroutine(inner):
+            task.add_done_callback(lambda _: inner.close())
     return task
 
 

@@ -975,7 +975,8 @@ class DockerBackend(Backend):
                 await self._engine.wait(member.where)
                 found = await self._engine.inspect(member.where)
                 record.trouble, since = None, None
-                if found is None or found["State"]["Status"] in _OVER:
+                # Not what is being removed: whoever removes it may have killed it for that, and then it is gone.
+                if found is None or found["State"]["Status"] in {"exited", "dead"}:
                     return found
             except Refused as exc:
                 if exc.status == 404:
