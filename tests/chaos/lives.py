@@ -151,8 +151,8 @@ def undertaker(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> as
         life.tasks[task] = None
         task.add_done_callback(lambda task, tasks=life.tasks: tasks.pop(task, None))
         # anyio wraps what a group is to do. Cancelled before its first step, that never begins, and Python complains.
-        inner = getattr(coro.cr_frame.f_locals.get("self"), "_coro", None) if inspect.iscoroutine(coro) else None
-        if inspect.iscoroutine(inner):
+        whose = inspect.getcoroutinelocals(coro).get("self") if inspect.iscoroutine(coro) else None
+        if inspect.iscoroutine(inner := getattr(whose, "_coro", None)):
             task.add_done_callback(lambda _: inner.close())
     return task
 
