@@ -1254,6 +1254,8 @@ class Crowd:
     async def _call(self, process: Environment, events: list[Any], **options: Any) -> list[Any]:
         """Deliver a batch, and return what of it is not done."""
         answer = await process.call(through_sqs(*events), **options)
+        if answer.get("error", "").startswith("OutOfTime"):
+            return events  # on a busy machine; a queue delivers all of it again
         again = {int(failure["itemIdentifier"][1:]) for failure in answer["answer"]["batchItemFailures"]}
         self.handled += len(events) - len(again)
         return [events[number] for number in sorted(again)]

@@ -26,6 +26,8 @@ from tests.cli.programs import Terminal, environment
 from tests.cli.screens import Screen
 from tests.scenario.test_progress import HOSTILE
 
+pytestmark = pytest.mark.sweep
+
 EMPTY = Standing(
     total=None,
     queued=0,

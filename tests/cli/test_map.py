@@ -19,6 +19,8 @@ from fargate_runner.cli._app import main
 from tests.cli.programs import PROGRAM, ROOT, Terminal, environment, run
 from tests.cli.screens import Screen
 
+pytestmark = pytest.mark.sweep
+
 
 class Recorder(MemoryBackend):
     """Remembers which jobs it was given; those whose name begins with "bad" fail."""

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from fargate_runner.cli._terminal import clean, fence
 
+pytestmark = pytest.mark.sweep
+
 SGR = re.compile(r"\x1b\[[0-9;:]*m")
 UNSAFE_FORMATS = {
     chr(c)

@@ -13,6 +13,8 @@ from fargate_runner.testing.aws import FakeAws
 from fargate_runner.testing.clock import VirtualClock
 from tests.ecs.log_rig import GROUP, Writer, account, numbered, reading
 
+pytestmark = pytest.mark.sweep
+
 
 async def chatter(writer: Writer, random: Random, *, lines: int, pause: float) -> None:
     """Write in batches, as the driver does."""

@@ -23,6 +23,8 @@ from fargate_runner.backends.ecs import _api, _lean, _wire
 from fargate_runner.backends.ecs._api import Api, ApiError, Trouble
 from fargate_runner.testing.aws import FakeAws
 
+pytestmark = pytest.mark.sweep
+
 NOW = datetime(2026, 5, 6, 12, tzinfo=UTC)
 MOMENT = 1778065333.877
 CORPUS = [json.loads(path.read_text()) for path in sorted((Path(__file__).parent / "corpus").glob("*.json"))]

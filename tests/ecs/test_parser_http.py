@@ -18,6 +18,8 @@ from fargate_runner.backends.ecs._lean import PLAIN_REPLIES
 from fargate_runner.testing.aws import ContainerRun, ContainerScript, FakeAws, Fault, Ingestion, Pace, Quotas
 from fargate_runner.testing.aws._moto import is_installed
 
+pytestmark = pytest.mark.sweep
+
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DEFINITION: dict[str, Any] = {
     "family": "job",

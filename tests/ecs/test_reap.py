@@ -24,6 +24,8 @@ from fargate_runner.testing.clock import VirtualClock
 from tests.contract.ecs_words import IMAGE
 from tests.ecs.conftest import NETWORK, ROLES
 
+pytestmark = pytest.mark.sweep
+
 Make = Callable[..., EcsBackend]
 
 NAMESPACE = "tests"

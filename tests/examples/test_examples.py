@@ -88,37 +88,25 @@ class TestTheCensus:
         assert "the census could not be taken" in done.stderr
 
 
-@pytest.fixture(scope="module")
-def played() -> subprocess.CompletedProcess[str]:
-    # Who plays it may have an account, which has to stay out of it.
-    theirs = {"AWS_PROFILE": "no-such-profile", "FARGATE_RUNNER_CLUSTER": "theirs"}
-    return run("examples/lambda/play.py", patience=PATIENCE, **theirs)
-
-
 @pytest.mark.sweep
 @pytest.mark.timeout(400)  # it tells by itself if it does not come to an end
 class TestUploads:
     """`examples/lambda`: handlers in processes of their own, over a fake AWS; and on an emulator that runs Lambda."""
 
-    def test_go_as_they_are_meant_to(self, played: subprocess.CompletedProcess[str]) -> None:
-        assert (played.returncode, played.stderr) == (0, "")
-        assert "one execution, one job, one answer and one message for each upload" in played.stdout
-
-    def test_are_told_three_times_each_and_begin_once(self, played: subprocess.CompletedProcess[str]) -> None:
-        assert "15 calls of submit.on_upload" in played.stdout
-        assert re.search(r"^  in/red flower 100%\.csv +1 +1 +1 +1  SUCCEEDED$", played.stdout, re.MULTILINE)
-
-    def test_that_fail_first_are_tried_again(self, played: subprocess.CompletedProcess[str]) -> None:
-        assert re.search(r"^  in/flaky\.csv +1 +2 +2 +1  SUCCEEDED$", played.stdout, re.MULTILINE)
-
-    def test_that_fail_for_good_fail_their_execution(self, played: subprocess.CompletedProcess[str]) -> None:
-        assert re.search(r"^  in/broken\.csv +1 +2 +2 +1  FAILED FargateRunner\.Failed$", played.stdout, re.MULTILINE)
-
-    def test_have_their_ends_delivered_three_times_and_answered_once(
-        self, played: subprocess.CompletedProcess[str]
-    ) -> None:
+    def test_go_as_they_are_meant_to(self) -> None:
+        # Who plays it may have an account, which has to stay out of it.
+        theirs = {"AWS_PROFILE": "no-such-profile", "FARGATE_RUNNER_CLUSTER": "theirs"}
+        played = run("examples/lambda/play.py", patience=PATIENCE, **theirs)
         told = re.search(r"(\d+) deliveries of 7 ends; .*; 5 answers$", played.stdout, re.MULTILINE)
 
+        assert (played.returncode, played.stderr) == (0, "")
+        assert "one execution, one job, one answer and one message for each upload" in played.stdout
+        # Each is told three times, and begins once; those that fail first are tried again, the last one for good.
+        assert "15 calls of submit.on_upload" in played.stdout
+        assert re.search(r"^  in/red flower 100%\.csv +1 +1 +1 +1  SUCCEEDED$", played.stdout, re.MULTILINE)
+        assert re.search(r"^  in/flaky\.csv +1 +2 +2 +1  SUCCEEDED$", played.stdout, re.MULTILINE)
+        assert re.search(r"^  in/broken\.csv +1 +2 +2 +1  FAILED FargateRunner\.Failed$", played.stdout, re.MULTILINE)
+        # So are the ends, and each is answered once.
         assert told is not None
         assert int(told[1]) >= 21
 
