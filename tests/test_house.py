@@ -78,6 +78,7 @@ class TestGarbage:
         class Thing:
             me: object
 
+        frozen = gc.get_freeze_count()  # Python 3.12 begins with some of its own
         with no_gc():
             thing = Thing()
             thing.me = thing
@@ -87,7 +88,7 @@ class TestGarbage:
         del before
         gc.collect()
 
-        assert gc.get_freeze_count() == 0
+        assert gc.get_freeze_count() == frozen
         assert seen() is None
 
     def test_what_somebody_froze_stays_frozen(self) -> None:
