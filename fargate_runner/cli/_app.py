@@ -883,14 +883,40 @@ def reap(
     return 0
 
 
-def _out(command: Callable[..., int]) -> Callable[..., int]:
-    """The options of commands that write a file."""
-    for option in (
-        click.option("--force", is_flag=True, help="Write over what is there."),
-        click.option("--out", metavar="PLACE", help="A file, or a directory.  [default: stdout]"),
-    ):
-        command = option(command)
-    return command
+def _together(*options: Callable[[Any], Any]) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Options that several commands have, in this order."""
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_out = _together(
+    click.option("--out", metavar="PLACE", help="A file, or a directory.  [default: stdout]"),
+    click.option("--force", is_flag=True, help="Write over what is there."),
+)
+_source = click.option(
+    "--from", "source", metavar="MODULE:NAME", help="An EcsBackend or a Runner, or a function that makes one."
+)
+_region = click.option("--region", metavar="NAME", help="[default: by the cluster's ARN, or from the environment]")
+_log_group_is_there = click.option(
+    "--log-group-is-there", is_flag=True, help="It is not to be made: LogGroup(create=False)."
+)
+_beside = _together(
+    click.option("--events", metavar="QUEUE", help="Name or URL of the queue that is waited by."),
+    click.option("--journal", metavar="TABLE", help="Name or ARN of the table of a DynamoDBJournal."),
+    click.option("--spill-to", metavar="PLACE", help="s3://bucket/prefix, for long environments."),
+    click.option("--secret-prefix", metavar="PATH", help="In the Parameter Store, for secrets by value."),
+)
+_also = click.option(
+    "--also",
+    multiple=True,
+    type=click.Choice(("discover", "make-events", "make-journal", "prune")),
+    help="What is done beside running jobs.",
+)
 
 
 def _variable(name: str, **settings: Any) -> Callable[[Callable[..., int]], Callable[..., int]]:
@@ -902,9 +928,7 @@ def _variable(name: str, **settings: Any) -> Callable[[Callable[..., int]], Call
     epilog="Exits with 0, or with 2 if something is missing or cannot be right.",
     short_help="Write the IAM policy that callers need.",
 )
-@click.option(
-    "--from", "source", metavar="MODULE:NAME", help="An EcsBackend or a Runner, or a function that makes one."
-)
+@_source
 @click.option(
     "--for",
     "whose",
@@ -914,7 +938,7 @@ def _variable(name: str, **settings: Any) -> Callable[[Callable[..., int]], Call
     help="Who runs jobs, the execution role of tasks, or who calls the doctor.",
 )
 @_variable("--cluster", metavar="NAME", help="Its name or ARN.")
-@click.option("--region", metavar="NAME", help="[default: by the cluster's ARN, or from the environment]")
+@_region
 @click.option("--account", metavar="NUMBER", help="[default: by an ARN, or that of the credentials in use]")
 @_variable("--execution-role", metavar="ARN", help="What pulls images and writes lines.")
 @_variable("--task-role", metavar="ARN", help="What jobs may do.")
@@ -922,22 +946,14 @@ def _variable(name: str, **settings: Any) -> Callable[[Callable[..., int]], Call
 @click.option("--volume-role", "volume_roles", multiple=True, metavar="ARN", help="What makes EBS volumes.")
 @_variable("--log-group", metavar="NAME", help="Where lines go.  [default: /fargate-runner]")
 @click.option("--retention-days", type=int, metavar="N", help="How long a log group that is made keeps them.")
-@click.option("--log-group-is-there", is_flag=True, help="It is not to be made: LogGroup(create=False).")
+@_log_group_is_there
 @click.option("--read-log-group", "read_log_groups", multiple=True, metavar="NAME", help="Where existing ones write.")
 @click.option("--definition", "definitions", multiple=True, metavar="NAME", help="An existing one: family, family:7.")
 @click.option("--existing-only", is_flag=True, help="No definitions are derived from jobs.")
 @click.option("--tags", is_flag=True, help="Tasks get tags.")
-@click.option("--events", metavar="QUEUE", help="Name or URL of the queue that is waited by.")
-@click.option("--journal", metavar="TABLE", help="Name or ARN of the table of a DynamoDBJournal.")
-@click.option("--spill-to", metavar="PLACE", help="s3://bucket/prefix, for long environments.")
-@click.option("--secret-prefix", metavar="PATH", help="In the Parameter Store, for secrets by value.")
+@_beside
 @click.option("--namespace", metavar="NAME", help="The only one that is used.  [default: any]")
-@click.option(
-    "--also",
-    multiple=True,
-    type=click.Choice(("discover", "make-events", "make-journal", "prune")),
-    help="What is done beside running jobs.",
-)
+@_also
 @_out
 @click.pass_obj
 def policy(
@@ -997,12 +1013,10 @@ Exits with 0 if nothing failed, with 1 if something did, and with 2 if an option
 
 
 @app.command(epilog=_DIAGNOSIS, short_help="Say what keeps jobs from running on ECS.")
-@click.option(
-    "--from", "source", metavar="MODULE:NAME", help="An EcsBackend or a Runner, or a function that makes one."
-)
+@_source
 @click.option("--job", "job_source", metavar="MODULE:NAME", help="A Job, or a function that makes one.")
 @click.option("--cluster", metavar="NAME", help=f"Its name or ARN.{_AS_FOUND}")
-@click.option("--region", metavar="NAME", help="[default: by the cluster's ARN, or from the environment]")
+@_region
 @click.option("--subnet", "subnets", multiple=True, metavar="ID", help=f"Where tasks are plugged in.{_AS_FOUND}")
 @click.option("--security-group", "security_groups", multiple=True, metavar="ID", help="Of tasks in --subnet.")
 @click.option("--public-ip", is_flag=True, help="Tasks in --subnet get one.")
@@ -1010,19 +1024,11 @@ Exits with 0 if nothing failed, with 1 if something did, and with 2 if an option
 @click.option("--execution-role", metavar="ARN", help=f"What pulls images and writes lines.{_AS_FOUND}")
 @click.option("--task-role", metavar="ARN", help=f"What jobs may do.{_AS_FOUND}")
 @click.option("--log-group", metavar="NAME", help=f"Where lines go.{_AS_FOUND}")
-@click.option("--log-group-is-there", is_flag=True, help="It is not to be made: LogGroup(create=False).")
+@_log_group_is_there
 @click.option("--definition", metavar="NAME", help="The existing one that jobs run by: family, family:7.")
-@click.option("--events", metavar="QUEUE", help="Name or URL of the queue that is waited by.")
-@click.option("--journal", metavar="TABLE", help="Name or ARN of the table of a DynamoDBJournal.")
-@click.option("--spill-to", metavar="PLACE", help="s3://bucket/prefix, for long environments.")
-@click.option("--secret-prefix", metavar="PATH", help="In the Parameter Store, for secrets by value.")
+@_beside
 @click.option("--namespace", metavar="NAME", help="Whose keys are used.  [default: the runner's, or default]")
-@click.option(
-    "--also",
-    multiple=True,
-    type=click.Choice(("discover", "make-events", "make-journal", "prune")),
-    help="What is done beside running jobs.",
-)
+@_also
 @click.option("--vcpu", type=float, help="Virtual CPUs of a job.")
 @click.option("-m", "--memory", "memory_gib", callback=memory_size, metavar="GiB", help="Memory of a job, in GiB.")
 @click.option("--architecture", type=click.Choice(("X86_64", "ARM64"), case_sensitive=False))
